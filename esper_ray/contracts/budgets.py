@@ -1,0 +1,31 @@
+"""The numbers that must hold: one table, from which checks, metrics, documents and benchmarks are derived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit on the path of a decision or a message, in milliseconds unless the name says otherwise."""
+
+    key: str
+    limit: float
+    meaning: str
+
+
+BOUNDARY_MS = Budget("boundary", 18.0, "the whole end-of-epoch hook: state out, decision in, command applied")
+ASSEMBLY_MS = Budget("assembly", 3.5, "state packet and features assembled and signed")
+DECIDE_MS = Budget("decide", 12.0, "Tamiyo's answer, the hop included")
+APPLY_MS = Budget("apply", 1.5, "command verified and applied to the lifecycle")
+GUARD_MS = Budget("guard", 1.0, "the bookkeeping around the three")
+GRAFT_MS = Budget("graft", 0.5, "a ready kernel swapped into a slot")
+
+BOUNDARY_PARTS = (ASSEMBLY_MS, DECIDE_MS, APPLY_MS, GUARD_MS)
+
+CONTROL_MESSAGE_BYTES = 280
+ENVELOPE_BYTES = 256 * 1024
+MAX_COMMANDS_PER_BOUNDARY = 4
+COMMAND_FRESH_SECONDS = 60.0
+NONCE_MEMORY_SECONDS = 300.0
+HOST_PARAMETER_LIMIT = 10_000_000

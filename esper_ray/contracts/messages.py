@@ -1,0 +1,211 @@
+"""Leyline's messages as frozen dataclasses: what the rooms hand one another.
+
+Times ending in ``_ns`` are wall-clock nanoseconds since the epoch. Blueprints, slots and seeds are small integers
+on the wire: blueprint 9 is ``BP009``, a slot is its index in the host, a seed its number within the run, from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from esper_ray.contracts.enums import (
+    BlendMode,
+    BusMessageType,
+    CommandType,
+    DeliveryGuarantee,
+    EmergencyLevel,
+    FieldReportOutcome,
+    MessagePriority,
+    SeedLifecycleGate,
+    SeedLifecycleStage,
+    SeedOperation,
+    TelemetryLevel,
+)
+
+Metrics = Mapping[str, float]
+Text = Mapping[str, str]
+
+
+def blueprint_name(number: int) -> str:
+    """``9 -> "BP009"``."""
+    return f"BP{number:03d}"
+
+
+def blueprint_number(name: str) -> int:
+    """``"BP009" -> 9``."""
+    return int(name.removeprefix("BP"))
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareContext:
+    device_kind: str = "cpu"
+    device_id: int = 0
+    memory_total_mb: float = 0.0
+    memory_free_mb: float = 0.0
+    temperature_c: float = 0.0
+    utilization: float = 0.0
+    compute_capability: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SeedState:
+    """One seed at a boundary; ``metrics`` uses the short keys of `contracts.metrics`."""
+
+    seed: int
+    slot: int
+    blueprint: int
+    stage: SeedLifecycleStage
+    alpha: float = 0.0
+    gradient_norm: float = 0.0
+    learning_rate: float = 0.0
+    depth: int = 0
+    age_epochs: int = 0
+    risk: float = 0.0
+    metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SystemState:
+    """What Tamiyo sees of a run at one boundary; on the wire one or more ``SystemStatePacket``."""
+
+    run: str
+    epoch: int
+    global_step: int
+    timestamp_ns: int
+    training_loss: float
+    validation_loss: float
+    validation_accuracy: float
+    metrics: Metrics = field(default_factory=dict)
+    hardware: HardwareContext = field(default_factory=HardwareContext)
+    seeds: tuple[SeedState, ...] = ()
+    branch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SeedDirective:
+    operation: SeedOperation
+    blueprint: int = 0
+    parameters: Metrics = field(default_factory=dict)
+    blend_mode: BlendMode = BlendMode.RESIDUAL
+    blend_schedule: str = "linear"
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptationCommand:
+    """One operation. ``annotations`` carries the rationale: which signal, which threshold."""
+
+    command_id: int
+    type: CommandType
+    run: str
+    epoch: int
+    issued_at_ns: int
+    issued_by: str
+    slot: int = 0
+    seed: int = 0
+    deadline_ms: float = 0.0
+    seed_directive: SeedDirective | None = None
+    annotations: Text = field(default_factory=dict)
+    branch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FieldReport:
+    """What one decision led to, measured over its observation window."""
+
+    report_id: int
+    command_id: int
+    run: str
+    seed: int
+    slot: int
+    blueprint: int
+    outcome: FieldReportOutcome
+    metrics: Metrics
+    window_epochs: int
+    issued_at_ns: int
+    policy_version: str
+    mitigations: tuple[str, ...] = ()
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricPoint:
+    key: str
+    value: float
+    labels: Text = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryEvent:
+    kind: str
+    level: TelemetryLevel
+    message: str
+    attributes: Text = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryPacket:
+    packet_id: int
+    timestamp_ns: int
+    source: str
+    level: TelemetryLevel = TelemetryLevel.INFO
+    metrics: tuple[MetricPoint, ...] = ()
+    events: tuple[TelemetryEvent, ...] = ()
+    run: str = ""
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EmergencySignal:
+    level: EmergencyLevel
+    reason: str
+    origin: str
+    triggered_at_ns: int
+    monotonic_ms: float = 0.0
+    run: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GateEvent:
+    """One gate's verdict with the figures it rested on."""
+
+    run: str
+    seed: int
+    slot: int
+    epoch: int
+    gate: SeedLifecycleGate
+    passed: bool
+    from_stage: SeedLifecycleStage
+    to_stage: SeedLifecycleStage
+    evidence: Metrics
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCatalogUpdate:
+    blueprint: int
+    signature: str
+    artifact_digest: str
+    compile_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class EventEnvelope:
+    """What wraps every message on the bus and every direct command."""
+
+    event_id: bytes
+    type: BusMessageType
+    source: str
+    created_at_ns: int
+    payload: bytes
+    payload_type: str
+    priority: MessagePriority = MessagePriority.NORMAL
+    deadline_ns: int = 0
+    ttl_ms: int = 0
+    routing_keys: tuple[str, ...] = ()
+    correlation_id: bytes = b""
+    delivery: DeliveryGuarantee = DeliveryGuarantee.AT_LEAST_ONCE
+    attempts: int = 0
+    key_id: str = ""
+    nonce: bytes = b""
+    signature: bytes = b""

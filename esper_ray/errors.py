@@ -1,0 +1,106 @@
+"""Every error a user can meet: what happened, why, and what to do about it.
+
+Raise these for users' mistakes and for the outside world's faults. Our own invariants use ``assert``.
+The command line prints them as one sentence and leaves with ``exit_code``; nothing else does.
+"""
+
+from __future__ import annotations
+
+
+class EsperError(Exception):
+    """A fault with a remedy.
+
+    Args:
+        what: what happened.
+        why: the cause, as far as it is known.
+        remedy: what the reader can do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, why: str = "", remedy: str = "") -> None:
+        self.what, self.why, self.remedy = what, why, remedy
+        super().__init__(" ".join(part for part in (what, why, remedy) if part))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process borders; keyword arguments would be lost by the default pickling.
+        return _rebuild, (type(self), self.what, self.why, self.remedy)
+
+
+def _rebuild(kind: type[EsperError], what: str, why: str, remedy: str) -> EsperError:
+    return kind(what, why=why, remedy=remedy)
+
+
+class ConfigError(EsperError):
+    """A key or value of the configuration is unknown or out of bounds."""
+
+
+class EnvironmentFault(EsperError):
+    """The machine lacks something: a port, a permission, memory, a version, a server."""
+
+
+class ContractError(EsperError):
+    """Bytes that are no valid message. ``reason`` is one word, counted by Nissa."""
+
+    reason = "malformed"
+
+
+class WrongVersion(ContractError):
+    """The message carries no version or another one than ours."""
+
+    reason = "wrong_version"
+
+
+class WrongSchema(ContractError):
+    """The peer was built from another schema."""
+
+    reason = "wrong_schema"
+
+
+class MessageTooLarge(ContractError):
+    """A message exceeds its size limit; the text lists the fields' sizes."""
+
+    reason = "too_large"
+
+
+class AuthenticityError(ContractError):
+    """A signature, key, nonce or time stamp was refused. ``reason`` says which."""
+
+    def __init__(self, what: str, *, why: str = "", remedy: str = "", reason: str = "invalid_signature") -> None:
+        super().__init__(what, why=why, remedy=remedy)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_authenticity, (self.what, self.why, self.remedy, self.reason)
+
+
+def _rebuild_authenticity(what: str, why: str, remedy: str, reason: str) -> AuthenticityError:
+    return AuthenticityError(what, why=why, remedy=remedy, reason=reason)
+
+
+class BusError(EsperError):
+    """The bus could not be reached or refused a message."""
+
+
+class BlueprintError(EsperError):
+    """A blueprint does not exist, does not fit the slot, or is not approved."""
+
+
+class KernelError(EsperError):
+    """A kernel could not be built, checked or fetched."""
+
+
+class CorruptArtifact(KernelError):
+    """Stored bytes do not match their digest."""
+
+
+class LifecycleError(EsperError):
+    """A transition that the lifecycle table does not have."""
+
+
+class CheckpointError(EsperError):
+    """A checkpoint is missing, damaged, or belongs to something else."""
+
+
+class RunError(EsperError):
+    """A run cannot be started, found, stopped or resumed."""

@@ -1,0 +1,1 @@
+"""What all rooms share: a durable journal, a breaker, atomic files, injectable time, identifiers."""
