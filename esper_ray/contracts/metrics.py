@@ -79,6 +79,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("ic", "esper_isolation_checks_total", "counter", "1", "isolation checks made", "kasmina"),
     Metric("gp", "esper_gates_passed_total", "counter", "1", "gates passed", "kasmina", ("gate",)),
     Metric("gd", "esper_gates_denied_total", "counter", "1", "gates refused", "kasmina", ("gate",)),
+    # Nissa: observability itself
+    Metric("tt", "esper_telemetry_truncated_total", "counter", "1", "texts cut to fit a packet", "contracts"),
+    Metric("tn", "esper_telemetry_not_finite_total", "counter", "1", "points left out: not finite", "contracts"),
 )
 
 BY_KEY = {metric.key: metric for metric in METRICS}
