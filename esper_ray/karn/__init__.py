@@ -1,0 +1,1 @@
+"""Karn: the catalogue of blueprints. `catalog` describes them without torch; `blueprints` builds them."""

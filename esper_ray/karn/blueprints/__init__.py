@@ -1,0 +1,70 @@
+"""The blocks themselves. `build` makes one for a slot; only Kasmina and Tezzeret load this, for it loads torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from esper_ray.contracts.enums import BlueprintTier
+from esper_ray.contracts.ports import KernelSpec, SlotSignature
+from esper_ray.errors import BlueprintError
+from esper_ray.karn.blueprints import attention, convolution, pointwise
+from esper_ray.karn.blueprints.layers import reset
+from esper_ray.karn.catalog import CATALOG
+from esper_ray.reliability.ids import derive_seed
+
+__all__ = ["build", "reset"]
+
+_MODULES: Mapping[str, Callable[[SlotSignature, Mapping[str, float]], nn.Module]] = {
+    "BP001": pointwise.Identity,
+    "BP002": pointwise.ChannelAffine,
+    "BP003": pointwise.NormalisedActivation,
+    "BP004": pointwise.PointwiseMLP,
+    "BP005": pointwise.LowRankAdapter,
+    "BP006": convolution.DepthwiseMLP,
+    "BP007": attention.SqueezeExcitation,
+    "BP008": convolution.Bottleneck,
+    "BP009": convolution.ResidualBasic,
+    "BP010": pointwise.GatedMLP,
+    "BP011": convolution.GroupedShuffle,
+    "BP012": convolution.Dilated,
+    "BP013": convolution.SingleConvolution,
+    "BP014": convolution.InvertedBottleneck,
+    "BP015": convolution.Factorised,
+    "BP021": attention.SpatialGate,
+}
+
+
+def build(
+    blueprint_id: str,
+    signature: SlotSignature,
+    parameters: Mapping[str, float] | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    tier_ceiling: BlueprintTier = BlueprintTier.SAFE,
+) -> nn.Module:
+    """The branch ``delta`` of ``y = h + alpha * delta(h)``, newborn: shape-preserving, at its usual scale.
+
+    Args:
+        generator: where the birth weights come from; without one they are a function of the kernel's name. torch's
+            global generators are never touched.
+        device: where the block lives; the signature's device by default.
+        tier_ceiling: the highest tier that is approved here.
+
+    Raises:
+        BlueprintError: unknown, not approved, out of bounds, or no fit for the slot.
+    """
+    blueprint = CATALOG.get(blueprint_id, tier_ceiling=tier_ceiling)
+    blueprint.check_fit(signature)
+    values = blueprint.resolve(parameters)
+    dtype = getattr(torch, signature.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise BlueprintError(f"{signature.dtype!r} is no type of a tensor.", remedy="Use float32 or bfloat16.")
+    if generator is None:
+        generator = torch.Generator().manual_seed(derive_seed(KernelSpec(blueprint_id, signature, values).key))
+    module = _MODULES[blueprint_id](signature, values).to(dtype).to_empty(device=device or signature.device)
+    reset(module, generator)
+    return module
