@@ -159,7 +159,7 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     ),
     Blueprint(
         "BP005", "low-rank-adapter", "low-rank", _ALL, costs.low_rank,
-        "A linear pointwise map of low rank.", "LoRA: Hu et al. 2021, arXiv:2106.09685; Rebuffi et al., arXiv:1803.10082",
+        "A linear pointwise map of low rank.", "LoRA: Hu et al. 2021, arXiv:2106.09685; adapters, arXiv:1803.10082",
         {"rank": Bound(1, 64, 4, "rank of the map, at most the channels"), **_gain()},
     ),
     Blueprint(
