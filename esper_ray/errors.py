@@ -94,6 +94,14 @@ class CorruptArtifact(KernelError):
     """Stored bytes do not match their digest."""
 
 
+class KernelMissing(KernelError):
+    """The store has no such kernel (yet)."""
+
+
+class StoreUnavailable(KernelError):
+    """The store cannot read or write its disk, or its breaker is open after repeated failures."""
+
+
 class LifecycleError(EsperError):
     """A transition that the lifecycle table does not have."""
 

@@ -79,9 +79,40 @@ METRICS: tuple[Metric, ...] = (
     Metric("ic", "esper_isolation_checks_total", "counter", "1", "isolation checks made", "kasmina"),
     Metric("gp", "esper_gates_passed_total", "counter", "1", "gates passed", "kasmina", ("gate",)),
     Metric("gd", "esper_gates_denied_total", "counter", "1", "gates refused", "kasmina", ("gate",)),
+    # Oona: the bus
+    Metric("od", "esper_bus_depth", "gauge", "1", "messages somebody has still to take", "oona", ("stream",)),
+    Metric("oq", "esper_bus_dead_letters", "gauge", "1", "messages nobody could use", "oona", ("stream",)),
+    Metric("ol", "esper_bus_oldest_seconds", "gauge", "s", "age of the oldest message in work", "oona", ("group",)),
+    Metric("op", "esper_bus_spooled_total", "counter", "1", "messages kept on disk for a bus that was away", "oona"),
+    Metric("oy", "esper_bus_replayed_total", "counter", "1", "of these, sent later", "oona"),
+    Metric("ox", "esper_bus_dropped_total", "counter", "1", "messages lost at their sender", "oona", ("reason",)),
+    Metric("os", "esper_bus_shed_total", "counter", "1", "messages left out under load", "oona", ("reason",)),
+    Metric("ob", "esper_breaker_state", "gauge", "1", "1 closed, 2 open, 3 trying again", "oona", ("breaker",)),
     # Nissa: observability itself
     Metric("tt", "esper_telemetry_truncated_total", "counter", "1", "texts cut to fit a packet", "contracts"),
     Metric("tn", "esper_telemetry_not_finite_total", "counter", "1", "points left out: not finite", "contracts"),
+    # Urza: the store
+    Metric(
+        "uh", "esper_urza_hits_total", "counter", "1", "kernels served, by where they were found", "urza", ("tier",)
+    ),
+    Metric("um", "esper_urza_missing_total", "counter", "1", "kernels asked for that were not there", "urza"),
+    Metric("ux", "esper_urza_corrupt_total", "counter", "1", "artifacts refused: damaged or gone", "urza"),
+    Metric("ub", "esper_urza_cache_bytes", "gauge", "bytes", "artifacts held in memory", "urza"),
+    Metric("uk", "esper_urza_kernels", "gauge", "1", "artifacts in the catalogue", "urza"),
+    Metric("us", "esper_urza_slowest_fetch_ms", "gauge", "ms", "slowest fetch since the last report", "urza"),
+    # Tezzeret: the forge
+    Metric(
+        "zd", "esper_forge_done", "gauge", "1", "kernels made or given up in the current phase", "tezzeret", ("phase",)
+    ),
+    Metric("zw", "esper_forge_wanted", "gauge", "1", "kernels wanted in the current phase", "tezzeret", ("phase",)),
+    Metric("zt", "esper_forge_job_ms", "gauge", "ms", "time the last kernel took to make", "tezzeret", ("phase",)),
+    Metric(
+        "zr", "esper_forge_retries_total", "counter", "1", "jobs tried again after a failure", "tezzeret", ("phase",)
+    ),
+    Metric(
+        "zg", "esper_forge_given_up_total", "counter", "1", "kernels given up after retries", "tezzeret", ("phase",)
+    ),
+    Metric("zc", "esper_forge_compiled_total", "counter", "1", "kernels for which compiled code pays", "tezzeret"),
 )
 
 BY_KEY = {metric.key: metric for metric in METRICS}

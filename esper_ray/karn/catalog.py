@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from esper_ray.contracts.enums import BlueprintTier
 from esper_ray.contracts.messages import blueprint_number
-from esper_ray.contracts.ports import SlotKind, SlotSignature
+from esper_ray.contracts.ports import KernelSpec, SlotKind, SlotSignature
 from esper_ray.errors import BlueprintError
 from esper_ray.karn import costs
 from esper_ray.karn.costs import Cost, CostFunction
@@ -88,6 +88,18 @@ class Blueprint:
                 )
             values[name] = float(value)
         return values
+
+    def spec(self, signature: SlotSignature, parameters: Mapping[str, float] | None = None) -> KernelSpec:
+        """The kernel's name in its canonical form: parameters that have their default are left out.
+
+        Raises:
+            BlueprintError: the block does not fit, or a parameter is unknown or out of its bounds.
+        """
+        self.check_fit(signature)
+        values = self.resolve(parameters)
+        return KernelSpec(
+            self.id, signature, {name: value for name, value in values.items() if value != self.bounds[name].default}
+        )
 
     def misfit(self, signature: SlotSignature) -> str:
         """Why the block does not fit the slot; empty where it does."""
