@@ -115,6 +115,10 @@ class BusConfig(Section):
     max_depth: int = Field(4000, ge=10, description="queue depth above which low priorities are shed")
     resume_depth: int = Field(1000, ge=1, description="depth below which shedding ends")
     max_deliveries: int = Field(5, ge=1, description="deliveries before a message goes to the dead letters")
+    buffer: int = Field(20_000, ge=64, description="messages a sender keeps in memory; telemetry beyond it is dropped")
+    breaker_failures: int = Field(3, ge=1, description="failures in a row after which a sender or reader pauses")
+    breaker_seconds: float = Field(30.0, gt=0, description="how long that pause is before one attempt is made")
+    claim_seconds: float = Field(5.0, gt=0, description="after so long a message is taken over from a dead reader")
 
 
 class NissaConfig(Section):

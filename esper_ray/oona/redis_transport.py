@@ -1,0 +1,192 @@
+"""The bus on Redis Streams, 6.2 or newer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from esper_ray.oona.streams import dead_letters_of
+from esper_ray.oona.transport import BusAway, DeadLetter, Delivery, GroupState, StreamState
+
+_FIELD = b"e"
+_ANSWER_SECONDS = 2.0
+
+
+class RedisTransport:
+    """One connection pool; after a failure the address is looked up again, for a server may return elsewhere.
+
+    Args:
+        find_url: where the server is now; None while nobody knows.
+        namespace: prefix of all keys, so that several systems share one Redis.
+    """
+
+    def __init__(self, find_url: Callable[[], str | None], namespace: str) -> None:
+        self._find_url, self._prefix = find_url, f"{namespace}:"
+        self._client: redis.Redis | None = None
+
+    def append(self, batch: Sequence[tuple[str, bytes]]) -> Mapping[str, int]:
+        with self._connected() as client:
+            pipeline = client.pipeline(transaction=False)
+            for stream, data in batch:
+                pipeline.xadd(self._prefix + stream, {_FIELD: data})
+            pipeline.hgetall(self._depths)
+            depths = pipeline.execute()[-1]
+        return {key.decode(): int(value) for key, value in depths.items()}
+
+    def ensure_group(self, group: str, streams: Sequence[str]) -> None:
+        with self._connected() as client:
+            for stream in streams:
+                try:
+                    client.xgroup_create(self._prefix + stream, group, id="0", mkstream=True)
+                except redis.ResponseError as error:
+                    if "BUSYGROUP" not in str(error):
+                        raise
+
+    def read(
+        self, group: str, consumer: str, streams: Sequence[str], *, count: int, block_ms: int = 0
+    ) -> list[Delivery]:
+        wanted = {self._prefix + stream: ">" for stream in streams}
+        with self._connected() as client:
+            try:
+                found: Any = client.xreadgroup(group, consumer, wanted, count=count, block=block_ms or None)  # type: ignore[arg-type]
+            except redis.ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                self.ensure_group(group, streams)
+                return []
+        by_stream = {key.decode().removeprefix(self._prefix): entries for key, entries in found or ()}
+        return [
+            Delivery(stream, id.decode(), fields.get(_FIELD, b""), 1)
+            for stream in streams
+            for id, fields in by_stream.get(stream, ())
+        ]
+
+    def claim(self, group: str, consumer: str, stream: str, *, idle_ms: int, count: int) -> list[Delivery]:
+        key = self._prefix + stream
+        with self._connected() as client:
+            answer: Any = client.xautoclaim(key, group, consumer, idle_ms, start_id="0-0", count=count)
+            taken = [(id, fields) for id, fields in answer[1] if id is not None]
+            if not taken:
+                return []
+            pending: Any = client.xpending_range(key, group, taken[0][0], taken[-1][0], count * 4, consumer)
+        counts = {entry["message_id"]: entry["times_delivered"] for entry in pending}
+        return [Delivery(stream, id.decode(), fields.get(_FIELD, b""), counts.get(id, 1)) for id, fields in taken]
+
+    def ack(self, group: str, stream: str, ids: Sequence[str]) -> None:
+        with self._connected() as client:
+            client.xack(self._prefix + stream, group, *ids)
+
+    def bury(self, group: str, delivery: Delivery, reason: str) -> None:
+        key = self._prefix + delivery.stream
+        fields: dict[Any, Any] = {_FIELD: delivery.data, "why": reason, "group": group, "n": delivery.count}
+        with self._connected() as client:
+            pipeline = client.pipeline(transaction=True)
+            pipeline.xadd(self._prefix + dead_letters_of(delivery.stream), fields)
+            pipeline.xack(key, group, delivery.id)
+            pipeline.execute()
+
+    def dead_letters(self, stream: str, *, count: int = 100) -> list[DeadLetter]:
+        with self._connected() as client:
+            entries: Any = client.xrange(self._prefix + dead_letters_of(stream), count=count)
+        return [
+            DeadLetter(
+                id.decode(), fields[_FIELD], fields[b"why"].decode(), fields[b"group"].decode(), int(fields[b"n"])
+            )
+            for id, fields in entries
+        ]
+
+    def trim(self, stream: str, *, keep: int) -> int:
+        key = self._prefix + stream
+        with self._connected() as client:
+            groups = self._groups(client, key)
+            if not groups:
+                return int(client.xtrim(key, maxlen=keep, approximate=False))
+            owed = min(self._first_owed(client, key, group) for group in groups)
+            return int(client.xtrim(key, minid=f"{owed[0]}-{owed[1]}", approximate=False))
+
+    def state(self, stream: str) -> StreamState:
+        key = self._prefix + stream
+        with self._connected() as client:
+            found = self._groups(client, key)
+            length: Any = client.xlen(key)
+            dead: Any = client.xlen(self._prefix + dead_letters_of(stream))
+            groups = {group["name"].decode(): self._group_state(client, key, group) for group in found}
+        return StreamState(length if groups else 0, length, dead, groups)
+
+    def announce(self, depths: Mapping[str, int], *, seconds: int) -> None:
+        mapping: dict[Any, Any] = dict(depths)
+        with self._connected() as client:
+            pipeline = client.pipeline(transaction=True)
+            pipeline.hset(self._depths, mapping=mapping)
+            pipeline.expire(self._depths, seconds)
+            pipeline.execute()
+
+    def ping(self) -> None:
+        with self._connected() as client:
+            client.ping()
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    @property
+    def _depths(self) -> str:
+        return f"{self._prefix}oona.depths"
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[redis.Redis]:
+        if self._client is None:
+            url = self._find_url()
+            if url is None:
+                raise BusAway("The bus has no address yet.", why="No Redis has been started for this system.")
+            self._client = connect(url)
+        try:
+            yield self._client
+        except (redis.RedisError, OSError) as error:
+            self.close()
+            raise BusAway("The bus cannot be used.", why=f"{type(error).__name__}: {error}.") from error
+
+    @staticmethod
+    def _groups(client: redis.Redis, key: str) -> list[dict[str, Any]]:
+        try:
+            return list(client.xinfo_groups(key))
+        except redis.ResponseError:  # the stream does not exist yet
+            return []
+
+    @staticmethod
+    def _first_owed(client: redis.Redis, key: str, group: dict[str, Any]) -> tuple[int, int]:
+        """The id of the oldest entry that the group has not acknowledged, be it there already or not."""
+        oldest = group["last-delivered-id"]
+        if group["pending"]:
+            summary: Any = client.xpending(key, group["name"])
+            oldest = summary["min"] or oldest
+        milliseconds, number = (int(part) for part in oldest.split(b"-"))
+        return (milliseconds, number) if group["pending"] else (milliseconds, number + 1)
+
+    @staticmethod
+    def _group_state(client: redis.Redis, key: str, group: dict[str, Any]) -> GroupState:
+        if not group["pending"]:
+            return GroupState(0, 0.0)
+        first: Any = client.xpending_range(key, group["name"], "-", "+", 1)
+        milliseconds = int(first[0]["message_id"].split(b"-")[0]) if first else None
+        now: Any = client.time()
+        waited = 0.0 if milliseconds is None else now[0] + now[1] / 1e6 - milliseconds / 1e3
+        return GroupState(group["pending"], max(0.0, waited))
+
+
+def connect(url: str, *, answer_seconds: float = _ANSWER_SECONDS) -> redis.Redis:
+    """A client that fails fast and never retries by itself: the breaker decides about that."""
+    client: redis.Redis = redis.Redis.from_url(
+        url,
+        protocol=2,
+        socket_connect_timeout=answer_seconds,
+        socket_timeout=answer_seconds,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return client
