@@ -58,7 +58,7 @@ class ManagedRedis:
     """
 
     def __init__(self, home: Path, *, binary: Path | None = None) -> None:
-        self._folder = home / "redis"
+        self.folder = home / "redis"
         self._home, self._binary = home, binary
         self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -73,7 +73,7 @@ class ManagedRedis:
         if self.alive():
             return self.url
         binary = self._binary or find_binary()
-        atomic.make_folder(self._folder)
+        atomic.make_folder(self.folder)
         self._hold_lock()
         self._await_predecessor()
         why = ""
@@ -91,7 +91,7 @@ class ManagedRedis:
         raise EnvironmentFault(
             "The managed Redis does not start.",
             why=why,
-            remedy=f"See {self._folder / 'redis.log'}, or set {ENVIRONMENT_URL} to a Redis of your own.",
+            remedy=f"See {self.folder / 'redis.log'}, or set {ENVIRONMENT_URL} to a Redis of your own.",
         )
 
     def stop(self) -> None:
@@ -123,7 +123,7 @@ class ManagedRedis:
             command = [sys.executable, "-S", "-E", "-c", _TRAMPOLINE, str(os.getpid()), str(binary)]
             try:
                 process = subprocess.Popen(
-                    [*command, str(self._folder / "redis.conf")],
+                    [*command, str(self.folder / "redis.conf")],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -159,7 +159,7 @@ class ManagedRedis:
 
     def _last_words(self) -> str:
         try:
-            lines = (self._folder / "redis.log").read_text(errors="replace").splitlines()
+            lines = (self.folder / "redis.log").read_text(errors="replace").splitlines()
         except OSError:
             lines = []
         return f"Its last words: {lines[-1]}" if lines else "It ended at once and left no log."
@@ -189,7 +189,7 @@ class ManagedRedis:
                 return port
 
     def _password(self) -> str:
-        path = self._folder / "password"
+        path = self.folder / "password"
         if not path.exists():
             atomic.write_text(path, secrets.token_urlsafe(24), mode=0o600)
         return path.read_text().strip()
@@ -199,19 +199,19 @@ class ManagedRedis:
             "bind 127.0.0.1",
             f"port {port}",
             f"requirepass {self._password()}",
-            f'dir "{self._folder}"',
+            f'dir "{self.folder}"',
             "appendonly yes",
             "appendfsync everysec",
             'save ""',
             "daemonize no",
-            f'logfile "{self._folder / "redis.log"}"',
+            f'logfile "{self.folder / "redis.log"}"',
         )
-        atomic.write_text(self._folder / "redis.conf", "\n".join(lines) + "\n", mode=0o600)
+        atomic.write_text(self.folder / "redis.conf", "\n".join(lines) + "\n", mode=0o600)
 
     def _hold_lock(self) -> None:
         if self._lock is not None:
             return
-        lock = (self._folder / "owner.lock").open("a")
+        lock = (self.folder / "owner.lock").open("a")
         deadline = time.monotonic() + _STOP_SECONDS
         while True:
             try:
