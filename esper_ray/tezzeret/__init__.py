@@ -1,0 +1,1 @@
+"""Tezzeret: builds, checks, measures and compiles kernels. Only the job processes (`job`, `compiler`) load torch."""

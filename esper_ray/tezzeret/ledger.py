@@ -1,0 +1,76 @@
+"""The forge's memory: which jobs are finished, and how often each failed. Durable, so that a kill forgets nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from esper_ray.reliability.clock import Clock
+from esper_ray.reliability.journal import Entry, Journal
+from esper_ray.tezzeret.toolchain import Phase
+
+Result = Literal["eager", "compiled", "given up"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a job ended: what the kernel runs as now, its artifact, the measured figures, or why it was given up."""
+
+    kernel: str
+    result: Result
+    digest: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
+
+
+class Ledger:
+    """Jobs by their cache key, in a journal."""
+
+    def __init__(self, path: Path, *, clock: Clock) -> None:
+        self._journal = Journal(path, clock=clock)
+
+    def finished(self, phase: Phase, key: str) -> Finished | None:
+        """How that job ended, or None while it is open."""
+        entry = self._journal.get(f"finished-{phase}", key)
+        return _read(entry) if entry else None
+
+    def finish(self, phase: Phase, key: str, finished: Finished) -> None:
+        """Write down how a job ended; its first ending counts."""
+        text = {
+            "kernel": finished.kernel,
+            "result": finished.result,
+            "digest": finished.digest,
+            "figures": dict(finished.figures),
+            "why": finished.why,
+        }
+        self._journal.append(f"finished-{phase}", json.dumps(text).encode(), key=key)
+
+    def fail(self, phase: Phase, key: str, why: str) -> int:
+        """Write down a failure and return how many the job has had."""
+        self._journal.append(f"failures-{phase}", json.dumps({"key": key, "why": why}).encode())
+        return self.failures(phase)[key]
+
+    def failures(self, phase: Phase) -> Counter[str]:
+        """Failures of each job so far."""
+        return Counter(json.loads(entry.payload)["key"] for entry in self._journal.read(f"failures-{phase}"))
+
+    def reopen(self, phase: Phase, key: str) -> None:
+        """Forget how a job ended and that it failed, so that it is done again."""
+        entry = self._journal.get(f"finished-{phase}", key)
+        failures = [e for e in self._journal.read(f"failures-{phase}") if json.loads(e.payload)["key"] == key]
+        self._journal.remove([e.seq for e in (*failures, *([entry] if entry else []))])
+
+    def all_finished(self, phase: Phase) -> list[Finished]:
+        """Every ended job, oldest first."""
+        return [_read(entry) for entry in self._journal.read(f"finished-{phase}")]
+
+    def close(self) -> None:
+        self._journal.close()
+
+
+def _read(entry: Entry) -> Finished:
+    return Finished(**json.loads(entry.payload))
