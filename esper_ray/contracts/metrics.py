@@ -91,6 +91,11 @@ METRICS: tuple[Metric, ...] = (
     # Nissa: observability itself
     Metric("tt", "esper_telemetry_truncated_total", "counter", "1", "texts cut to fit a packet", "contracts"),
     Metric("tn", "esper_telemetry_not_finite_total", "counter", "1", "points left out: not finite", "contracts"),
+    Metric("nt", "esper_nissa_records_total", "counter", "1", "messages taken in", "nissa", ("type",)),
+    Metric("nu", "esper_nissa_duplicates_total", "counter", "1", "messages that came again, without effect", "nissa"),
+    Metric("nx", "esper_nissa_refused_total", "counter", "1", "messages or points of no use", "nissa", ("reason",)),
+    Metric("na", "esper_alert_firing", "gauge", "1", "1 while the alert fires", "nissa", ("alert",)),
+    Metric("nd", "esper_events_dropped", "gauge", "1", "records that never reached the event store", "nissa"),
     # Urza: the store
     Metric(
         "uh", "esper_urza_hits_total", "counter", "1", "kernels served, by where they were found", "urza", ("tier",)

@@ -84,6 +84,10 @@ class Consumer:
         """handled, duplicates, failed, redelivered, expired, interruptions, and buried.* by reason."""
         return dict(self._counters)
 
+    def connected(self) -> bool:
+        """Whether the last round reached the bus."""
+        return self._ready
+
     def poll(self, *, block_ms: int = 0) -> int:
         """One round: emergencies, then what a dead reader left, then the rest. Returns how many were settled.
 

@@ -1,0 +1,234 @@
+"""The alerts: one table, evaluated here and written out as Prometheus rules.
+
+An alert fires per run. Time is the time of the messages, so that a replay of the records comes to the same end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import yaml
+
+from esper_ray.config import NissaConfig
+from esper_ray.contracts.budgets import BOUNDARY_MS
+from esper_ray.contracts.messages import MetricPoint
+from esper_ray.contracts.metrics import BY_KEY
+
+Severity = Literal["warning", "critical"]
+_RUNBOOK = "docs/runbook.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Consecutive:
+    """So many observations in a row over a limit; one at or under it clears."""
+
+    limit: float
+    count: int
+
+    def holds(self, history: deque[tuple[int, float]], now_ns: int) -> tuple[bool, float]:
+        del now_ns
+        last = list(history)[-self.count :]
+        return len(last) == self.count and all(value > self.limit for _, value in last), last[-1][1] if last else 0.0
+
+    def horizon_ns(self, now_ns: int) -> int:
+        del now_ns
+        return 0
+
+    def expression(self, metric: str) -> str:
+        over = f'increase({metric}_count[10m]) - ignoring(le) increase({metric}_bucket{{le="{self.limit:.1f}"}}[10m])'
+        return f"{over} >= {self.count}"
+
+    def text(self, unit: str) -> str:
+        return f"over {self.limit:g} {unit} {self.count} times in a row"
+
+
+@dataclass(frozen=True, slots=True)
+class CountWithin:
+    """Increments that add up to so many within a time; clears when they have left it."""
+
+    count: float
+    seconds: float
+
+    def holds(self, history: deque[tuple[int, float]], now_ns: int) -> tuple[bool, float]:
+        since = self.horizon_ns(now_ns)
+        total = sum(value for at_ns, value in history if at_ns > since)
+        return total >= self.count, total
+
+    def horizon_ns(self, now_ns: int) -> int:
+        return now_ns - round(self.seconds * 1e9)
+
+    def expression(self, metric: str) -> str:
+        return f"increase({metric}[{self.seconds:.0f}s]) >= {self.count:g}"
+
+    def text(self, unit: str) -> str:
+        del unit
+        return f"at least {self.count:g} within {self.seconds / 60:g} min"
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRule:
+    """One row: the metric watched, when it is too much, and what to do then."""
+
+    name: str
+    metric: str
+    condition: Consecutive | CountWithin
+    severity: Severity
+    description: str
+    action: str
+    receivers: tuple[str, ...]
+
+    @property
+    def runbook(self) -> str:
+        return f"{_RUNBOOK}#{self.name.replace('_', '-')}"
+
+
+def alert_rules(settings: NissaConfig) -> tuple[AlertRule, ...]:
+    """The table, with the configured thresholds filled in."""
+    return (
+        AlertRule(
+            "training_latency_high",
+            "bd",
+            Consecutive(BOUNDARY_MS.limit, settings.latency_epochs),
+            "critical",
+            "Epoch boundaries take longer than their budget.",
+            "See which part is over budget. If it is Tamiyo's answer, give its actor a processor of its own or "
+            "take load off the machine; training goes on with no change meanwhile.",
+            ("pagerduty", "slack"),
+        ),
+        AlertRule(
+            "kasmina_isolation_violation",
+            "iv",
+            CountWithin(3, 300.0),
+            "critical",
+            "A seed in isolation changed the host's gradients.",
+            "Look up the seed in the events, cull it if it still lives, and report its blueprint: a seed must not "
+            "reach the host before it is blended.",
+            ("pagerduty",),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One alert of one run: firing, or cleared."""
+
+    id: str
+    name: str
+    run: str
+    severity: Severity
+    firing: bool
+    since_ns: int
+    value: float
+    unit: str
+    condition: str
+    description: str
+    action: str
+    runbook: str
+    cleared_ns: int = 0
+    acknowledged_ns: int = 0
+
+
+@dataclass(slots=True)
+class _Series:
+    rule: AlertRule
+    run: str
+    history: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=512))
+    alert: Alert | None = None
+
+
+class Alerts:
+    """Evaluates the table; not safe for threads, its owner locks."""
+
+    def __init__(self, rules: Iterable[AlertRule]) -> None:
+        self.rules = tuple(rules)
+        self._by_metric = {rule.metric: rule for rule in self.rules}
+        assert len(self._by_metric) == len(self.rules), "one alert per metric; widen this when it no longer holds"
+        self._series: dict[str, _Series] = {}
+
+    def observe(self, point: MetricPoint, *, run: str, at_ns: int) -> Alert | None:
+        """Take note of a point; returns the alert that fired or cleared through it."""
+        rule = self._by_metric.get(point.key)
+        if rule is None:
+            return None
+        series = self._series.setdefault(f"{rule.name}:{run}", _Series(rule, run))
+        series.history.append((at_ns, point.value))
+        return self._evaluate(series, at_ns)
+
+    def tick(self, now_ns: int) -> list[Alert]:
+        """Let time pass: returns the alerts that cleared because nothing more came."""
+        changed = (self._evaluate(series, now_ns) for series in self._series.values())
+        return [alert for alert in changed if alert is not None]
+
+    def finish(self, run: str, at_ns: int) -> list[Alert]:
+        """The run is over: nothing of it fires any longer."""
+        changed = []
+        for series in self._series.values():
+            if series.run == run and series.alert is not None and series.alert.firing:
+                series.history.clear()
+                series.alert = replace(series.alert, firing=False, cleared_ns=at_ns)
+                changed.append(series.alert)
+        return changed
+
+    def acknowledge(self, id: str, at_ns: int) -> Alert | None:
+        """Somebody has seen it; None when there is no such alert."""
+        series = self._series.get(id)
+        if series is None or series.alert is None:
+            return None
+        series.alert = replace(series.alert, acknowledged_ns=at_ns)
+        return series.alert
+
+    def all(self) -> list[Alert]:
+        """Firing ones first, then the newest."""
+        known = [series.alert for series in self._series.values() if series.alert is not None]
+        return sorted(known, key=lambda alert: (not alert.firing, -alert.since_ns))
+
+    def _evaluate(self, series: _Series, now_ns: int) -> Alert | None:
+        rule, alert = series.rule, series.alert
+        holds, value = rule.condition.holds(series.history, now_ns)
+        firing = alert is not None and alert.firing
+        if holds and not firing:
+            series.alert = _fired(series, value, now_ns)
+        elif alert is not None and firing:
+            cleared_ns = 0 if holds else now_ns
+            series.alert = replace(alert, firing=holds, value=value if holds else alert.value, cleared_ns=cleared_ns)
+        return series.alert if holds != firing else None
+
+
+def _fired(series: _Series, value: float, at_ns: int) -> Alert:
+    rule, unit = series.rule, BY_KEY[series.rule.metric].unit
+    return Alert(
+        id=f"{rule.name}:{series.run}",
+        name=rule.name,
+        run=series.run,
+        severity=rule.severity,
+        firing=True,
+        since_ns=at_ns,
+        value=value,
+        unit=unit,
+        condition=rule.condition.text(unit),
+        description=rule.description,
+        action=rule.action,
+        runbook=rule.runbook,
+    )
+
+
+def prometheus_rules(rules: Iterable[AlertRule]) -> str:
+    """The same table as a Prometheus rule file (YAML)."""
+    entries: list[dict[str, Any]] = [
+        {
+            "alert": rule.name,
+            "expr": rule.condition.expression(BY_KEY[rule.metric].name),
+            "labels": {"severity": rule.severity, "receivers": ",".join(rule.receivers)},
+            "annotations": {
+                "summary": rule.description,
+                "value": "{{ $value }}",
+                "action": rule.action,
+                "runbook": rule.runbook,
+            },
+        }
+        for rule in rules
+    ]
+    return yaml.safe_dump({"groups": [{"name": "esper_ray", "rules": entries}]}, sort_keys=False, width=120)
