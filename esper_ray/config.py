@@ -62,7 +62,6 @@ class OptimizerConfig(Section):
 class SeedConfig(Section):
     training_epochs: int = Field(1, ge=1, description="least stay in TRAINING, in epochs")
     blending_epochs: int = Field(1, ge=1, description="epochs over which alpha rises from 0 to 1")
-    probation_epochs: int = Field(1, ge=1, description="least stay in PROBATIONARY")
     max_stage_epochs: int = Field(6, ge=1, description="longest stay in any stage before the seed is culled")
     embargo_epochs: int = Field(5, ge=1, description="how long a culled slot rests; doubles for repeat offenders")
     shadow_share: float = Field(0.5, gt=0, le=1, description="share of the steps that train an isolated seed")
@@ -92,6 +91,7 @@ class TamiyoConfig(Section):
     latest_growth: float = Field(0.6, gt=0, lt=1, description="no growth after this share of the run")
     seeds_at_once: int = Field(4, ge=1, le=4, description="how many slots may grow at one boundary")
     parameter_budget: int = Field(150_000, ge=100, description="largest blueprint the heuristic picks")
+    probation_epochs: int = Field(1, ge=1, description="boundaries that a seed is watched on probation")
     report_window: int = Field(3, ge=1, description="epochs over which a decision's effect is observed")
     period: int = Field(4, ge=1, description="epochs between germinations (periodic control)")
     probability: float = Field(0.2, ge=0, le=1, description="chance of a germination per epoch (random control)")

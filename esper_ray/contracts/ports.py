@@ -106,18 +106,30 @@ class SlotInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A blueprint that may grow in a slot, as Karn offers it: its size there and its forward FLOPs per sample."""
+
+    slot: int
+    blueprint: int
+    family: str
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunOpening:
     """What a decider is told when a run starts or resumes: decisions of epochs after ``epoch`` are forgotten."""
 
     run: str
     seed: int
     slots: tuple[SlotInfo, ...]
+    candidates: tuple[Candidate, ...]
+    controller: str
     epochs: int
     host_parameters: int
     max_parameters: int
     epoch: int = 0
     branch: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Decider(Protocol):

@@ -1,0 +1,368 @@
+"""All the seeds of one model: takes commands, grafts ready kernels, trains isolated seeds, ramps alpha.
+
+The trainer drives it: `before_step` and `after_backward` around each step, `close_epoch` with the measured figures,
+`apply` for each command. What happened is in `drain_events`, each event once. The gates run in `advance.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from esper_ray.config import SeedConfig
+from esper_ray.contracts.enums import SeedLifecycleGate as Gate
+from esper_ray.contracts.enums import SeedLifecycleStage as Stage
+from esper_ray.contracts.enums import SeedOperation
+from esper_ray.contracts.messages import AdaptationCommand, SeedState, blueprint_name
+from esper_ray.contracts.ports import KernelSource, SlotInfo
+from esper_ray.errors import BlueprintError
+from esper_ray.karn.catalog import CATALOG
+from esper_ray.kasmina import advance, isolation, kernels
+from esper_ray.kasmina.advance import SeedMeasurement
+from esper_ray.kasmina.blending import alpha_at
+from esper_ray.kasmina.gates import Verdict
+from esper_ray.kasmina.isolation import LossFunction
+from esper_ray.kasmina.lifecycle import LIVE, gate_of
+from esper_ray.kasmina.slot import Seed, Slot, Switch
+from esper_ray.reliability.ids import derive_seed
+
+GROWN = "esper_grown"
+KERNEL_PATIENCE_SECONDS = 120.0
+
+
+class Trainer(Protocol):
+    """What the garden asks of the loop that trains its model."""
+
+    def adopt(self, seed: Seed) -> None:
+        """Give the newborn's parameters an optimizer group of their own."""
+
+    def release(self, seed: Seed) -> None:
+        """Take a culled seed's parameters out of the optimizer; count in ``leftovers`` what remains."""
+
+    def fossilise(self, seed: Seed) -> None:
+        """The seed's parameters are the host's from now on."""
+
+    def leftovers(self, seed: int) -> int:
+        """How many optimizer entries of that seed remain."""
+
+    def planned_graft(self, seed: int) -> int | None:
+        """The step at which a resumed run grafted that seed before, or None."""
+
+    def record_graft(self, seed: int, step: int) -> None:
+        """Make the step durable before the graft takes effect."""
+
+
+class Garden:
+    """The seeds of one model.
+
+    Args:
+        model: the host; slots are hooks on its submodules, by name.
+        slots: where seeds may grow, in the order of their index.
+        source: where ready kernels come from.
+        run_seed: names all random draws of the seeds.
+        max_parameters: G0 refuses a seed that would grow the model beyond this.
+        lockstep: a kernel is waited for and grafted at the first step of the next epoch; else when it is there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        slots: Sequence[SlotInfo],
+        config: SeedConfig,
+        source: KernelSource,
+        trainer: Trainer,
+        *,
+        run_seed: int,
+        max_parameters: int,
+        lockstep: bool,
+    ) -> None:
+        self.model, self.config, self.trainer = model, config, trainer
+        self.source, self._run_seed, self._max_parameters, self._lockstep = source, run_seed, max_parameters, lockstep
+        self.switch = Switch()
+        self.slots = [Slot(info, model.get_submodule(info.name), self.switch) for info in slots]
+        self.branch, self.next_number, self.epoch = 0, 1, 0
+        self.culled = self.checks = self.violations = self.isolated_steps = 0
+        self._pending: list[kernels.Pending] = []
+        self._events: list[dict[str, Any]] = []
+
+    # What there is
+
+    @property
+    def seeds(self) -> list[Seed]:
+        """Every seed that is in a slot now, fossils included."""
+        return [slot.seed for slot in self.slots if slot.seed is not None]
+
+    def in_stage(self, *stages: Stage) -> list[Seed]:
+        return [seed for seed in self.seeds if seed.stage in stages]
+
+    @property
+    def live(self) -> list[Seed]:
+        """Seeds that move the output now and can be turned off: these are measured counterfactually."""
+        return [seed for seed in self.in_stage(*LIVE) if seed.alpha > 0.0]
+
+    def parameter_count(self) -> int:
+        """Parameters of the host and of every seed in a slot."""
+        own = sum(parameter.numel() for parameter in self.model.parameters())
+        return own + sum(seed.parameter_count for seed in self.seeds if seed.stage is not Stage.FOSSILIZED)
+
+    def states(self) -> tuple[SeedState, ...]:
+        """One `SeedState` for each slot that is not dormant, as Tamiyo gets them."""
+        return tuple(self._state(slot) for slot in self.slots if slot.stage is not Stage.DORMANT)
+
+    def _state(self, slot: Slot) -> SeedState:
+        seed = slot.seed
+        if seed is None:
+            return SeedState(0, slot.info.index, 0, slot.stage)
+        known = (("g", "gain"), ("ge", "gain_error"))
+        return SeedState(
+            seed=seed.number,
+            slot=slot.info.index,
+            blueprint=seed.blueprint,
+            stage=seed.stage,
+            alpha=seed.alpha,
+            gradient_norm=seed.gradient_norm,
+            learning_rate=seed.learning_rate,
+            age_epochs=max(0, self.epoch - seed.born_epoch),
+            metrics={key: seed.evidence[name] for key, name in known if name in seed.evidence},
+        )
+
+    def drain_events(self) -> list[dict[str, Any]]:
+        """What happened since the last call: stages, gates, grafts, isolation violations, refusals."""
+        events, self._events = self._events, []
+        return events
+
+    def note(self, kind: str, **fields: Any) -> None:
+        self._events.append({"kind": kind, **fields})
+
+    # Commands
+
+    def apply(self, command: AdaptationCommand) -> str:
+        """Carry out one seed command; returns why it was refused, or an empty text.
+
+        A GERMINATE only asks for its kernel: the graft happens later, between two steps.
+        """
+        directive = command.seed_directive
+        if directive is None or not 0 <= command.slot < len(self.slots):
+            return self._refuse(command, "it names no operation or no slot of this model")
+        slot = self.slots[command.slot]
+        if directive.operation is SeedOperation.GERMINATE:
+            return self._germinate(slot, command)
+        seed = slot.seed
+        if seed is None or (command.seed and command.seed != seed.number):
+            return self._refuse(command, "there is no such seed in that slot")
+        if directive.operation is SeedOperation.CULL and seed.stage in LIVE | {Stage.GERMINATED, Stage.TRAINING}:
+            self.cull(slot, f"ordered by {command.issued_by}")
+            return ""
+        if directive.operation is SeedOperation.FOSSILIZE and seed.stage is Stage.PROBATIONARY:
+            passed = advance.try_stage(self, slot, Stage.FOSSILIZED)
+            return "" if passed else self._refuse(command, "gate G4 did not pass")
+        return self._refuse(command, f"{directive.operation.name} is not possible in stage {seed.stage.name}")
+
+    def _refuse(self, command: AdaptationCommand, reason: str) -> str:
+        operation = command.seed_directive.operation.name if command.seed_directive else command.type.name
+        self.note("refusal", slot=command.slot, seed=command.seed, operation=operation, reason=reason)
+        return reason
+
+    def _germinate(self, slot: Slot, command: AdaptationCommand) -> str:
+        directive = command.seed_directive
+        assert directive is not None
+        if slot.stage is not Stage.DORMANT:
+            return self._refuse(command, f"the slot is {slot.stage.name}, not DORMANT")
+        reason, size = "", 0
+        try:
+            blueprint = CATALOG.get(blueprint_name(directive.blueprint))
+            spec = blueprint.spec(slot.info.signature, directive.parameters)
+            size = blueprint.parameters(slot.info.signature, directive.parameters)
+        except BlueprintError as fault:
+            reason = str(fault)
+        total = self.parameter_count() + size
+        if not reason and total > self._max_parameters:
+            reason = f"the model would have {total} parameters, more than the limit of {self._max_parameters}"
+        verdict = Verdict(not reason, reason or "blueprint exists, is approved and fits", {"parameters": size})
+        self.note_gate(Gate.G0_SANITY, verdict, 0, slot.info.index, Stage.DORMANT, Stage.GERMINATED)
+        if reason:
+            return self._refuse(command, reason)
+        slot.seed = Seed(
+            number=self.next_number,
+            slot=slot.info.index,
+            spec=spec,
+            stage=Stage.DORMANT,
+            born_epoch=self.epoch,
+            stage_epoch=self.epoch,
+            command_id=command.command_id,
+            schedule=directive.blend_schedule or self.config.blend_schedule,
+        )
+        self.next_number += 1
+        self.enter(slot, Stage.GERMINATED, f"ordered by {command.issued_by}")
+        self.expect(kernels.ask(self.source, slot.seed))
+        return ""
+
+    def expect(self, pending: kernels.Pending) -> None:
+        """Graft that kernel when it is there."""
+        self._pending.append(pending)
+
+    # Stages
+
+    def enter(self, slot: Slot, stage: Stage, reason: str) -> None:
+        """Move a slot and its seed to ``stage``, which the table must allow, and note it."""
+        gate_of(slot.stage, stage)
+        seed, before = slot.seed, slot.stage
+        slot.stage = stage
+        if seed is not None:
+            seed.stage, seed.stage_epoch = stage, self.epoch
+        self.note(
+            "stage",
+            **{"seed": seed.number if seed else 0, "slot": slot.info.index, "from": before.name, "to": stage.name},
+            blueprint=seed.spec.blueprint if seed else "",
+            reason=reason,
+        )
+
+    def note_gate(self, gate: Gate, verdict: Verdict, seed: int, slot: int, before: Stage, to: Stage) -> None:
+        self.note(
+            "gate",
+            **{"seed": seed, "slot": slot, "gate": gate.name, "from": before.name, "to": to.name},
+            passed=verdict.passed,
+            evidence=dict(verdict.evidence),
+            reason=verdict.reason,
+        )
+
+    def cull(self, slot: Slot, reason: str) -> None:
+        """The slot is identity again at once; its parameters leave the optimizer."""
+        seed = slot.seed
+        assert seed is not None
+        self.enter(slot, Stage.CULLED, reason)
+        self._pending = [pending for pending in self._pending if pending.seed is not seed]
+        if seed.branch is not None:
+            self.trainer.release(seed)
+        slot.last_seed = seed.number
+        slot.clear()
+        self.culled += 1
+
+    def become_fossil(self, slot: Slot) -> None:
+        """Register the branch as a part of the host: from now on the two train as one."""
+        seed = slot.seed
+        assert seed is not None
+        assert seed.branch is not None
+        grown = getattr(self.model, GROWN, None)
+        if grown is None:
+            grown = nn.ModuleDict()
+            self.model.add_module(GROWN, grown)
+        grown[slot.info.name.replace(".", "_")] = seed.branch
+        seed.alpha = 1.0
+
+    def plant_fossil(self, slot_index: int, blueprint: str, parameters: Mapping[str, float]) -> None:
+        """Put a block into a slot before training begins: the final-size model from scratch is made of these."""
+        slot = self.slots[slot_index]
+        spec = CATALOG.get(blueprint).spec(slot.info.signature, parameters)
+        kernel = self.source.fetch(spec).wait(KERNEL_PATIENCE_SECONDS)
+        assert kernel is not None, "a kernel source answers or raises"
+        seed = Seed(self.next_number, slot_index, spec, Stage.FOSSILIZED, 0, 0, 0, alpha=1.0)
+        slot.seed, slot.stage = seed, Stage.FOSSILIZED
+        self.next_number += 1
+        self._take_kernel(seed, kernel)
+        slot.graft(kernels.bear(kernel, seed, run_seed=self._run_seed, branch=0))
+        self.become_fossil(slot)
+
+    # Steps
+
+    def before_step(self, step: int) -> None:
+        """Graft what is ready and move every ramp. Costs nothing while no seed is under way."""
+        if self._pending:
+            self._graft_ready(step)
+        for seed in self.in_stage(Stage.BLENDING):
+            seed.alpha = alpha_at(seed.schedule, (step + 1 - seed.ramp_start) / seed.ramp_steps)
+
+    def _graft_ready(self, step: int) -> None:
+        waiting: list[kernels.Pending] = []
+        for pending in self._pending:
+            planned = self.trainer.planned_graft(pending.seed.number)
+            due = planned is None or step >= planned
+            wait = KERNEL_PATIENCE_SECONDS if self._lockstep or planned is not None else 0.0
+            if not due or not pending.ready(wait):
+                if due and wait:
+                    pending.error = f"no kernel arrived within {wait:.0f} s"
+                else:
+                    waiting.append(pending)
+                    continue
+            self._graft(pending, step)
+        self._pending = waiting
+
+    def _graft(self, pending: kernels.Pending, step: int) -> None:
+        seed, kernel = pending.seed, pending.kernel
+        slot = self.slots[seed.slot]
+        if kernel is None:
+            self.cull(slot, f"its kernel did not come: {pending.error}")
+            return
+        module = kernels.bear(kernel, seed, run_seed=self._run_seed, branch=self.branch)
+        evidence = kernels.birth_evidence(kernel, module, slot.info, run_seed=self._run_seed)
+        self._take_kernel(seed, kernel)
+        seed.evidence = dict(evidence)
+        if not advance.passes(self, slot, Stage.TRAINING):
+            self.cull(slot, "the newborn did not pass G0")
+            return
+        self.trainer.record_graft(seed.number, step)
+        watch = kernels.Stopwatch()
+        slot.graft(module)
+        self.trainer.adopt(seed)
+        self.note("graft", seed=seed.number, slot=slot.info.index, step=step, ms=watch.ms())
+        self.enter(slot, Stage.TRAINING, f"kernel {kernel.digest[:12]} grafted")
+        seed.evidence = {"norms": [], "advantages": [], "violations": 0}
+
+    def _take_kernel(self, seed: Seed, kernel: Any) -> None:
+        seed.digest = kernel.digest
+        seed.flops_forward = int(kernel.metadata["flops_forward"])
+        seed.flops_backward = int(kernel.metadata["flops_backward"])
+
+    def after_backward(
+        self, step: int, inputs: Tensor, targets: Tensor, loss_function: LossFunction, host_loss: Tensor
+    ) -> bool:
+        """Train the isolated seeds on this batch, if it is one of theirs; True when a shadow pass was made.
+
+        The host's gradients are in place when this is called, and the monitor checks that they stay as they are.
+        """
+        isolated = self.in_stage(Stage.TRAINING)
+        if not isolated or int(step * self.config.shadow_share) == int((step - 1) * self.config.shadow_share):
+            return False
+        self.isolated_steps += 1
+        watched = self.isolated_steps % self.config.monitor_every == 1 or self.config.monitor_every == 1
+        expected = None
+        if watched:
+            expected = isolation.host_gradients(self.model, self.switch, inputs, targets, loss_function)
+        seed = derive_seed(self._run_seed, "shadow", step)
+        loss = isolation.shadow_loss(self.model, self.switch, inputs, targets, loss_function, seed=seed)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if expected is not None:
+            self._check_isolation(isolation.compare(expected, self.model), isolated, step)
+        advantage = float(host_loss.detach() - loss.detach())
+        for each in isolated:
+            assert each.branch is not None
+            norms = [p.grad.norm() for p in each.branch.parameters() if p.grad is not None]
+            each.gradient_norm = float(torch.stack(norms).norm()) if norms else 0.0
+            each.evidence["norms"].append(each.gradient_norm)
+            each.evidence["advantages"].append(advantage)
+        return True
+
+    def _check_isolation(self, reading: isolation.IsolationReading, isolated: Sequence[Seed], step: int) -> None:
+        self.checks += 1
+        if reading.clean(self.config.isolation_tolerance):
+            return
+        for seed in isolated:
+            self.violations += 1
+            seed.violations += 1
+            seed.evidence["violations"] = seed.violations
+            self.note("isolation", seed=seed.number, step=step, cosine=reading.cosine, difference=reading.difference)
+            if seed.violations >= self.config.isolation_violations:
+                self.cull(self.slots[seed.slot], f"{seed.violations} isolation violations")
+
+    # Epochs
+
+    def close_epoch(
+        self, epoch: int, *, step: int, steps_per_epoch: int, loss: float, measured: Mapping[int, SeedMeasurement]
+    ) -> None:
+        """Run the gates on what the epoch showed and move each seed on, or out."""
+        self.epoch = epoch
+        advance.close_epoch(self, step=step, steps_per_epoch=steps_per_epoch, loss=loss, measured=measured)
+        self.epoch = epoch + 1

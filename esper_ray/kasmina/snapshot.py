@@ -1,0 +1,78 @@
+"""A garden as plain data and back: what a checkpoint carries of the seeds.
+
+Restoring rebuilds each branch from its blueprint, puts it back into its slot, and then takes the saved weights.
+Fossils are part of the host by then: their weights come with the model's own state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper_ray.contracts.enums import SeedLifecycleStage as Stage
+from esper_ray.contracts.messages import blueprint_name
+from esper_ray.contracts.ports import KernelSpec
+from esper_ray.karn import blueprints
+from esper_ray.kasmina import kernels
+from esper_ray.kasmina.garden import Garden
+from esper_ray.kasmina.slot import Seed, Slot
+
+_COUNTERS = ("branch", "next_number", "epoch", "culled", "checks", "violations", "isolated_steps")
+_SLOT_FIELDS = ("embargo_until", "offences", "last_seed")
+_SEED_FIELDS = (
+    "number", "born_epoch", "stage_epoch", "command_id", "schedule", "alpha", "ramp_start", "ramp_steps", "digest",
+    "flops_forward", "flops_backward", "gradient_norm", "learning_rate", "violations", "evidence",
+)  # fmt: skip
+
+
+def save(garden: Garden) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The garden's state as JSON-ready data, and the weights of branches that are not fossils yet."""
+    tensors: dict[str, Tensor] = {}
+    rows = []
+    for slot in garden.slots:
+        row: dict[str, Any] = {"stage": int(slot.stage), **{name: getattr(slot, name) for name in _SLOT_FIELDS}}
+        seed = slot.seed
+        if seed is not None:
+            row["seed"] = {
+                "blueprint": seed.blueprint,
+                "parameters": dict(seed.spec.parameters),
+                "grafted": slot.hooked,
+                **{name: getattr(seed, name) for name in _SEED_FIELDS},
+            }
+            if seed.branch is not None and seed.stage is not Stage.FOSSILIZED:
+                tensors.update((f"{seed.number}.{name}", value) for name, value in seed.branch.state_dict().items())
+        rows.append(row)
+    return {"slots": rows, **{name: getattr(garden, name) for name in _COUNTERS}}, tensors
+
+
+def restore(garden: Garden, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Bring a fresh garden into the saved state; kernels that were on their way are asked for again."""
+    for name in _COUNTERS:
+        setattr(garden, name, data[name])
+    for slot, row in zip(garden.slots, data["slots"], strict=True):
+        slot.stage = Stage(row["stage"])
+        for name in _SLOT_FIELDS:
+            setattr(slot, name, row[name])
+        if "seed" in row:
+            _restore_seed(garden, slot, row["seed"], tensors)
+
+
+def _restore_seed(garden: Garden, slot: Slot, row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    spec = KernelSpec(blueprint_name(row["blueprint"]), slot.info.signature, row["parameters"])
+    seed = Seed(slot=slot.info.index, spec=spec, stage=slot.stage, **{name: row[name] for name in _SEED_FIELDS})
+    slot.seed = seed
+    if not row["grafted"]:
+        garden.expect(kernels.ask(garden.source, seed))
+        return
+    branch = blueprints.build(spec.blueprint, spec.signature, spec.parameters, generator=torch.Generator())
+    slot.graft(branch)
+    if slot.stage is Stage.FOSSILIZED:
+        garden.become_fossil(slot)
+    else:
+        prefix = f"{seed.number}."
+        branch.load_state_dict(
+            {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        )

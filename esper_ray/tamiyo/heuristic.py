@@ -1,0 +1,152 @@
+"""The heuristic and the controls: pure functions from a run's view to proposals.
+
+The heuristic grows when the validation loss has surely stopped falling fast, puts the strongest block that the
+budget allows into every free slot, keeps what measurably helps and removes what does not.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from esper_ray.config import TamiyoConfig
+from esper_ray.contracts.enums import SeedLifecycleStage as Stage
+from esper_ray.contracts.enums import SeedOperation
+from esper_ray.contracts.messages import SeedState
+from esper_ray.contracts.ports import Candidate
+from esper_ray.reliability.ids import derive_seed
+from esper_ray.tamiyo.view import Proposal, RunView
+
+# One-sided 95 % quantiles of Student's t by degrees of freedom (1 to 10; beyond, the normal's).
+_T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """A straight line through the logarithm of losses: ``rate`` is the share lost per epoch, ``highest`` its bound."""
+
+    rate: float
+    highest: float
+
+
+def trend(losses: Sequence[float]) -> Trend:
+    """Least squares over at least 3 losses, with the one-sided 95 % upper bound of the rate of fall."""
+    n = len(losses)
+    logs = [math.log(max(loss, 1e-12)) for loss in losses]
+    middle, mean = (n - 1) / 2, sum(logs) / n
+    spread = sum((x - middle) ** 2 for x in range(n))
+    slope = sum((x - middle) * (y - mean) for x, y in enumerate(logs)) / spread
+    residual = sum((y - mean - slope * (x - middle)) ** 2 for x, y in enumerate(logs))
+    error = math.sqrt(residual / (n - 2) / spread)
+    quantile = _T95[n - 3] if n - 3 < len(_T95) else 1.645
+    return Trend(-slope, -slope + quantile * error)
+
+
+def strongest(candidates: Sequence[Candidate], budget: int) -> Candidate | None:
+    """The block with the most computation within the budget of parameters.
+
+    No cheap proxy is known to beat size consistently (ZiCo: Li et al. 2023), so size it is.
+    """
+    fitting = [candidate for candidate in candidates if candidate.parameters <= budget and candidate.flops > 0]
+    return max(fitting, key=lambda each: (each.flops, each.parameters, -each.blueprint), default=None)
+
+
+def heuristic(view: RunView, config: TamiyoConfig) -> list[Proposal]:
+    """Cull what harms, fossilise what helps, grow where the host has flattened out."""
+    proposals = [proposal for seed in view.seeds() if (proposal := _keep_or_cull(view, seed, config))]
+    return proposals + _grow(view, config, config.seeds_at_once - len(proposals))
+
+
+def _keep_or_cull(view: RunView, seed: SeedState, config: TamiyoConfig) -> Proposal | None:
+    gain, error = seed.metrics.get("g"), seed.metrics.get("ge")
+    if seed.stage is not Stage.PROBATIONARY or gain is None or error is None or not _watched_enough(view, seed, config):
+        return None
+    if gain > error:
+        why = f"gain {gain:.4f} > its error {error:.4f}"
+        return Proposal(SeedOperation.FOSSILIZE, seed.slot, why, seed.seed, seed.blueprint)
+    if gain < -error:
+        why = f"gain {gain:.4f} < minus its error {error:.4f}"
+        return Proposal(SeedOperation.CULL, seed.slot, why, seed.seed, seed.blueprint)
+    return None
+
+
+def _watched_enough(view: RunView, seed: SeedState, config: TamiyoConfig) -> bool:
+    """Whether the seed is on probation for the configured number of boundaries."""
+    recent = view.states[-config.probation_epochs :]
+    return len(recent) == config.probation_epochs and all(
+        any(each.seed == seed.seed and each.stage is Stage.PROBATIONARY for each in state.seeds) for state in recent
+    )
+
+
+def _grow(view: RunView, config: TamiyoConfig, places: int) -> list[Proposal]:
+    losses = [state.validation_loss for state in view.states[-config.window :]]
+    if view.now.epoch < config.warmup_epochs or len(losses) < config.window or _too_late(view, config):
+        return []
+    fall = trend(losses)
+    if fall.highest >= config.plateau_rate:
+        return []
+    why = f"loss falls {100 * fall.rate:.0f}%/epoch, at most {100 * fall.highest:.0f} < {100 * config.plateau_rate:.0f}"
+    return _germinate(view, config, why, view.dormant_slots()[: max(0, places)])
+
+
+def _germinate(view: RunView, config: TamiyoConfig, why: str, slots: Sequence[object]) -> list[Proposal]:
+    room = view.opening.max_parameters - int(view.now.metrics.get("pc", view.opening.host_parameters))
+    proposals = []
+    for slot in view.dormant_slots():
+        if slot not in slots:
+            continue
+        choice = strongest(view.candidates(slot.index), min(config.parameter_budget, room))
+        if choice is not None:
+            room -= choice.parameters
+            proposals.append(Proposal(SeedOperation.GERMINATE, slot.index, why, blueprint=choice.blueprint))
+    return proposals
+
+
+def _too_late(view: RunView, config: TamiyoConfig) -> bool:
+    return view.now.epoch > config.latest_growth * view.opening.epochs
+
+
+def never(view: RunView, config: TamiyoConfig) -> list[Proposal]:  # noqa: ARG001
+    """The control that leaves the host alone."""
+    return []
+
+
+def _tend(view: RunView, config: TamiyoConfig) -> list[Proposal]:
+    return [proposal for seed in view.seeds() if (proposal := _keep_or_cull(view, seed, config))]
+
+
+def at_random(view: RunView, config: TamiyoConfig) -> list[Proposal]:
+    """The control that grows a random block in a random slot at random times."""
+    proposals = _tend(view, config)
+    draw = random.Random(derive_seed(view.opening.seed, "random control", view.now.branch, view.now.epoch))
+    slots = view.dormant_slots()
+    if not slots or _too_late(view, config) or draw.random() >= config.probability:
+        return proposals
+    slot = draw.choice(slots)
+    fitting = [each for each in view.candidates(slot.index) if each.parameters <= config.parameter_budget]
+    if not fitting:
+        return proposals
+    why = f"a draw below {config.probability:g}"
+    return [
+        *proposals,
+        Proposal(SeedOperation.GERMINATE, slot.index, why, blueprint=draw.choice(fitting).blueprint),
+    ]
+
+
+def periodic(view: RunView, config: TamiyoConfig) -> list[Proposal]:
+    """The control that grows the strongest block in the next free slot at fixed intervals."""
+    proposals = _tend(view, config)
+    if _too_late(view, config) or view.now.epoch % config.period:
+        return proposals
+    why = f"epoch {view.now.epoch} is a multiple of {config.period}"
+    return proposals + _germinate(view, config, why, view.dormant_slots()[:1])
+
+
+CONTROLLERS: Mapping[str, Callable[[RunView, TamiyoConfig], list[Proposal]]] = {
+    "heuristic": heuristic,
+    "never": never,
+    "random": at_random,
+    "periodic": periodic,
+}

@@ -1,0 +1,46 @@
+"""What Tamiyo knows of a run: how it was opened, and every state since, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from esper_ray.contracts.enums import BlendMode, SeedOperation
+from esper_ray.contracts.messages import SeedState, SystemState
+from esper_ray.contracts.ports import Candidate, RunOpening, SlotInfo
+
+
+@dataclass(slots=True)
+class RunView:
+    """One run as seen through its states; ``states[-1]`` is the boundary being decided."""
+
+    opening: RunOpening
+    states: list[SystemState] = field(default_factory=list)
+
+    @property
+    def now(self) -> SystemState:
+        return self.states[-1]
+
+    def seeds(self) -> Iterable[SeedState]:
+        """The slots that are not dormant."""
+        return self.now.seeds
+
+    def dormant_slots(self) -> list[SlotInfo]:
+        taken = {seed.slot for seed in self.now.seeds}
+        return [slot for slot in self.opening.slots if slot.index not in taken]
+
+    def candidates(self, slot: int) -> list[Candidate]:
+        return [candidate for candidate in self.opening.candidates if candidate.slot == slot]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One thing a controller wants done, and why: which signal, which threshold."""
+
+    operation: SeedOperation
+    slot: int
+    why: str
+    seed: int = 0
+    blueprint: int = 0
+    blend_mode: BlendMode = BlendMode.RESIDUAL
+    schedule: str = "linear"

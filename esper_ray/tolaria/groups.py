@@ -1,0 +1,78 @@
+"""The optimizer and its groups: the host's parameters, and a fresh group for each newborn.
+
+Nothing here ever touches another parameter's moments.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from esper_ray.config import OptimizerConfig
+from esper_ray.kasmina.slot import Seed
+
+
+class Groups:
+    """AdamW over the host and the seeds, clipped apart.
+
+    The host's group is number 0; a seed's group carries its number, also after it became a fossil.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+        self._model, self._config = model, config
+        self.optimizer = AdamW(
+            [{"params": list(model.parameters()), "seed": 0}],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self._seeds: dict[int, Seed] = {}
+        self._host = list(model.parameters())
+
+    def adopt(self, seed: Seed) -> None:
+        """A group of its own for a newborn; its moments start at zero with a step count of its own."""
+        assert seed.branch is not None
+        parameters = list(seed.branch.parameters())
+        if parameters:
+            self.optimizer.add_param_group({"params": parameters, "seed": seed.number})
+        self._seeds[seed.number] = seed
+
+    def release(self, seed: Seed) -> None:
+        """Take a seed's parameters and moments out."""
+        assert seed.branch is not None
+        self.optimizer.param_groups[:] = [g for g in self.optimizer.param_groups if g["seed"] != seed.number]
+        for parameter in seed.branch.parameters():
+            self.optimizer.state.pop(parameter, None)
+            parameter.grad = None
+        self._seeds.pop(seed.number, None)
+
+    def leftovers(self, seed: int) -> int:
+        groups = sum(group["seed"] == seed for group in self.optimizer.param_groups)
+        return groups + int(seed in self._seeds)
+
+    def fossilise(self, seed: Seed) -> None:
+        """From now on the seed's gradients are clipped together with the host's."""
+        self._seeds.pop(seed.number, None)
+        self._host = list(self._model.parameters())
+
+    def clip(self) -> Tensor:
+        """Clip the host and each live seed to the same norm, each apart; returns the host's norm before."""
+        for seed in self._seeds.values():
+            assert seed.branch is not None
+            norm = _clip(list(seed.branch.parameters()), self._config.clip_norm)
+            if norm is not None:
+                seed.gradient_norm = float(norm)
+        host = _clip(self._host, self._config.clip_norm)
+        assert host is not None, "the host has gradients after its backward pass"
+        return host
+
+    @property
+    def seeds(self) -> dict[int, Seed]:
+        """Seeds that have a group and are not fossils."""
+        return self._seeds
+
+
+def _clip(parameters: list[Tensor], limit: float) -> Tensor | None:
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.clip_grad_norm_(parameters, limit) if parameters else None

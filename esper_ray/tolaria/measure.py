@@ -1,0 +1,86 @@
+"""Validation, and what each live seed is worth: the same samples with the seed on and with it off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esper_ray.kasmina.advance import SeedMeasurement
+from esper_ray.kasmina.garden import Garden
+from esper_ray.kasmina.slot import Seed
+from esper_ray.tasks.data import Split
+from esper_ray.tolaria.costs import CostMeter
+
+CHUNK = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Mean loss in nats and accuracy in 0..1, with the loss of each sample [N]."""
+
+    loss: float
+    accuracy: float
+    losses: Tensor
+
+
+def evaluate(model: nn.Module, split: Split, meter: CostMeter, key: object) -> Quality:
+    """Loss and accuracy on ``split``, in evaluation mode and without gradients."""
+    model.eval()
+    losses, hits = [], 0
+    with torch.no_grad():
+        for start in range(0, len(split), CHUNK):
+            inputs, targets = split.inputs[start : start + CHUNK], split.targets[start : start + CHUNK]
+            with meter.charge(("evaluate", key), len(targets)):
+                logits = model(inputs)
+            losses.append(F.cross_entropy(logits, targets, reduction="none"))
+            hits += int((logits.argmax(1) == targets).sum())
+    model.train()
+    each = torch.cat(losses)
+    return Quality(float(each.mean()), hits / len(split), each)
+
+
+def measure_seeds(
+    garden: Garden, split: Split, on: Quality, meter: CostMeter, structure: object
+) -> Mapping[int, SeedMeasurement]:
+    """For each live seed: its counterfactual gain and how far it moves what leaves its slot."""
+    found = {}
+    for seed in garden.live:
+        garden.switch.off = seed.number
+        try:
+            off = evaluate(garden.model, split, meter, (structure, "without", seed.number))
+        finally:
+            garden.switch.off = 0
+        gains = off.losses - on.losses
+        error = float(gains.std()) / math.sqrt(len(gains))
+        cosine, scale = _drift(garden, seed, split, meter, structure)
+        found[seed.number] = SeedMeasurement(float(gains.mean()), error, cosine, scale)
+    return found
+
+
+def _drift(garden: Garden, seed: Seed, split: Split, meter: CostMeter, structure: object) -> tuple[float, float]:
+    """Cosine and ratio of deviations of the slot's output, with the seed on against off, on one chunk."""
+    seen: list[Tensor] = []
+
+    def observe(each: Seed, h: Tensor) -> None:
+        if each is seed:
+            seen.append(h)
+
+    model = garden.model
+    model.eval()
+    garden.switch.observer = observe
+    try:
+        with torch.no_grad(), meter.charge(("drift", structure, seed.number), len(split.targets[:CHUNK])):
+            model(split.inputs[:CHUNK])
+            h = seen[0]
+            assert seed.branch is not None
+            y = h + seed.alpha * seed.branch(h)
+    finally:
+        garden.switch.observer = None
+        model.train()
+    cosine = F.cosine_similarity(h.flatten(1), y.flatten(1), dim=1).mean()
+    return float(cosine), float(y.std() / h.std().clamp_min(1e-12))

@@ -1,0 +1,145 @@
+"""What a run leaves behind: its folder of plain files, its journal, and the same as telemetry on the bus.
+
+`manifest.json` says what was run, `metrics.jsonl` has one row per epoch, `events.jsonl` one per thing that happened,
+`result.json` the end. The journal holds what a resumed run must repeat: decisions and the step of each graft.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from esper_ray.contracts import codec
+from esper_ray.contracts.enums import BusMessageType, EmergencyLevel, MessagePriority, TelemetryLevel
+from esper_ray.contracts.messages import EmergencySignal, MetricPoint, TelemetryEvent
+from esper_ray.contracts.ports import Publisher
+from esper_ray.contracts.telemetry import event, publish_telemetry
+from esper_ray.reliability import atomic
+from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
+from esper_ray.reliability.journal import Journal
+
+# Our events by the kinds that Nissa knows.
+_TELEMETRY_KIND = {
+    "stage": "seed.stage",
+    "gate": "gate",
+    "decision": "decision",
+    "graft": "graft",
+    "isolation": "isolation.violation",
+}
+_WARNINGS = {"isolation": TelemetryLevel.ERROR, "refusal": TelemetryLevel.WARNING}
+
+
+class Recorder:
+    """Writes one run's folder and sends the same to the bus; nothing here is called between two steps but `graft`."""
+
+    def __init__(self, folder: Path, run: str, publisher: Publisher | None, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.folder, self._run, self._publisher, self._clock = atomic.make_folder(folder), run, publisher, clock
+        self._journal = Journal(folder / "journal.db", clock=clock)
+
+    # The journal
+
+    def record_decision(self, branch: int, epoch: int, envelopes: Sequence[bytes], missed: str) -> None:
+        """Make a boundary's decision durable; it takes effect on the weights after this."""
+        record = {"envelopes": [data.hex() for data in envelopes], "missed": missed}
+        self._journal.append("decisions", json.dumps(record).encode(), key=f"{branch}/{epoch}")
+
+    def planned_decision(self, branch: int, epoch: int) -> list[bytes] | None:
+        """The envelopes of that boundary, when the run was there before."""
+        entry = self._journal.get("decisions", f"{branch}/{epoch}")
+        return None if entry is None else [bytes.fromhex(text) for text in json.loads(entry.payload)["envelopes"]]
+
+    def record_graft(self, branch: int, seed: int, step: int) -> None:
+        self._journal.append("grafts", str(step).encode(), key=f"{branch}/{seed}")
+
+    def planned_graft(self, branch: int, seed: int) -> int | None:
+        entry = self._journal.get("grafts", f"{branch}/{seed}")
+        return None if entry is None else int(entry.payload)
+
+    def nonces(self) -> list[tuple[bytes, int]]:
+        """Nonces of the commands accepted so far, with the time of their acceptance."""
+        found = []
+        for entry in self._journal.read("decisions"):
+            for text in json.loads(entry.payload)["envelopes"]:
+                found.append((codec.decode_envelope(bytes.fromhex(text)).nonce, entry.at_ns))
+        return found
+
+    # The folder
+
+    def manifest(self, data: Mapping[str, Any]) -> None:
+        atomic.write_text(self.folder / "manifest.json", json.dumps(data, indent=1, default=str))
+
+    def result(self, data: Mapping[str, Any]) -> None:
+        atomic.write_text(self.folder / "result.json", json.dumps(data, indent=1))
+
+    def rewind(self, epoch: int) -> None:
+        """Forget rows of epochs after ``epoch``: a resumed run writes them again."""
+        for name in ("metrics.jsonl", "events.jsonl"):
+            file = self.folder / name
+            if file.exists():
+                rows = [line for line in file.read_text().splitlines() if _epoch_of(line) <= epoch]
+                atomic.write_text(file, "".join(f"{row}\n" for row in rows))
+        (self.folder / "result.json").unlink(missing_ok=True)
+
+    def epoch(self, row: Mapping[str, Any], events: Iterable[Mapping[str, Any]], points: Iterable[MetricPoint]) -> None:
+        """One epoch's row and events, to the files and to the bus."""
+        number, step = int(row["epoch"]), int(row["step"])
+        full = [{"epoch": number, "step": step, **item} for item in events]
+        _append(self.folder / "metrics.jsonl", [row])
+        _append(self.folder / "events.jsonl", full)
+        self.telemetry(number, points, [item for each in full for item in _telemetry_of(each)])
+
+    def telemetry(self, epoch: int, points: Iterable[MetricPoint], events: Iterable[TelemetryEvent]) -> None:
+        if self._publisher is not None:
+            publish_telemetry(self._publisher, "tolaria", self._run, epoch, points, events, clock=self._clock)
+
+    def mirror(self, packets: Iterable[bytes], envelopes: Iterable[bytes]) -> None:
+        """The boundary's state and commands, for whoever listens on the bus."""
+        if self._publisher is None:
+            return
+        for packet in packets:
+            self._publisher.publish(BusMessageType.SYSTEM_STATE, packet)
+        for data in envelopes:
+            envelope = codec.decode_envelope(data)
+            self._publisher.publish(BusMessageType.ADAPTATION_COMMAND, envelope.payload, event_id=envelope.event_id)
+
+    def emergency(self, level: EmergencyLevel, reason: str) -> None:
+        """Send an emergency at once."""
+        if self._publisher is not None:
+            signal = EmergencySignal(
+                level, reason, "tolaria", self._clock.now_ns(), self._clock.monotonic() * 1e3, self._run
+            )
+            self._publisher.publish(
+                BusMessageType.EMERGENCY_SIGNAL, codec.encode_emergency(signal), priority=MessagePriority.CRITICAL
+            )
+
+    def close(self) -> None:
+        self._journal.close()
+
+
+def _telemetry_of(item: Mapping[str, Any]) -> Iterable[TelemetryEvent]:
+    kind = _TELEMETRY_KIND.get(item["kind"])
+    if kind is None:
+        return
+    level = _WARNINGS.get(item["kind"], TelemetryLevel.INFO)
+    if kind == "decision":
+        for command in item["commands"]:
+            rest = {"why": item["why"], "controller": item["controller"], "missed": item["missed"]}
+            yield event(kind, {"epoch": item["epoch"], **command, **rest}, level=level)
+        return
+    fields = {name: value for name, value in item.items() if name not in ("kind", "epoch", "evidence")}
+    yield event(kind, {**fields, **item.get("evidence", {})}, level=level)
+
+
+def _append(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with file.open("a") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _epoch_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["epoch"])
+    except (ValueError, KeyError):
+        # The last line of a run that was killed while writing it; the epoch is done again.
+        return 2**31
