@@ -1,0 +1,111 @@
+"""The actors as a group: create, find, ping and end them by name. Used by the supervisor and by `runtime`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+
+from esper_ray.actors.resources import NAMES, ActorSpec, check_capacity, options
+from esper_ray.config import Config
+from esper_ray.errors import EnvironmentFault, EsperError
+
+_CREATION_FAULT = re.compile(r"^esper_ray\.errors\.\w+: (.+)$", re.MULTILINE)
+
+
+def find(name: str, namespace: str) -> Any | None:
+    """The running actor of that name, or None."""
+    with contextlib.suppress(ValueError):
+        return ray.get_actor(name, namespace=namespace)
+    return None
+
+
+def create(specs: Mapping[str, ActorSpec], config: Config, tree: dict[str, Any]) -> dict[str, Any]:
+    """Create those of ``specs`` that are not there, all at once, without waiting for them.
+
+    Raises:
+        EnvironmentFault: the cluster has too little left for them.
+    """
+    missing = {name: spec for name, spec in specs.items() if find(name, config.ray.namespace) is None}
+    cluster = check_room(missing, config)
+    return {name: start(spec, config, tree, cluster) for name, spec in specs.items()}
+
+
+def start(spec: ActorSpec, config: Config, tree: dict[str, Any], cluster: Mapping[str, float]) -> Any:
+    """Create one actor, or find it; returns its handle at once."""
+    shell: Any = ray.remote(spec.load())
+    return shell.options(**options(spec, config, cluster)).remote(tree)
+
+
+def check_room(specs: Mapping[str, ActorSpec], config: Config) -> dict[str, float]:
+    """Refuse what the cluster has no room for; returns all that it has.
+
+    Raises:
+        EnvironmentFault: needed against available.
+    """
+    cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    available: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    check_capacity(specs, config, cluster=cluster, available=available)
+    return cluster
+
+
+def ping(handles: Mapping[str, Any], timeout: float) -> dict[str, dict[str, Any] | Exception]:
+    """Each actor's ``ping``, asked of all at once; what went wrong where there is no answer within ``timeout`` s."""
+    deadline = time.monotonic() + timeout
+    asked: dict[str, Any] = {name: handle.ping.remote() for name, handle in handles.items()}
+    answers: dict[str, dict[str, Any] | Exception] = {}
+    for name, reference in asked.items():
+        try:
+            answers[name] = ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
+        except (RayError, EsperError) as error:
+            answers[name] = error
+    return answers
+
+
+def is_dead(error: object) -> bool:
+    """Dead for good: Ray will not restart it."""
+    return isinstance(error, RayActorError) and not isinstance(error, ActorUnavailableError)
+
+
+def is_late(error: object) -> bool:
+    """No answer in time, or being restarted by Ray right now."""
+    return isinstance(error, GetTimeoutError | ActorUnavailableError)
+
+
+def explain(error: BaseException) -> EsperError | None:
+    """The user's error inside what Ray made of it, a task's or a constructor's; None for our own bugs."""
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        return cause if isinstance(cause, EsperError) else None
+    if isinstance(error, EsperError):
+        return error
+    found = _CREATION_FAULT.findall(str(error)) if isinstance(error, RayActorError) else []
+    return EnvironmentFault(found[-1]) if found else None
+
+
+def end(names: Iterable[str], namespace: str) -> list[str]:
+    """Kill the named actors of the namespace for good; returns those that were there."""
+    there = []
+    for name in names:
+        handle = find(name, namespace)
+        if handle is not None:
+            ray.kill(handle, no_restart=True)
+            there.append(name)
+    return there
+
+
+def present(namespace: str) -> list[str]:
+    """Our actors that live in the namespace, whatever version of our code made them."""
+    listed = ray.util.list_named_actors(all_namespaces=True)
+    return [item["name"] for item in listed if item["namespace"] == namespace and item["name"] in NAMES]

@@ -1,0 +1,347 @@
+"""Brings the actors up on Ray, attaches to them, gives them runs, takes them down. The `esper` command is made of it.
+
+    with connect(config) as session:
+        session.up()
+        run = session.submit(config, compare=True)
+        final = session.wait(run, on_status=print)
+
+A cluster that `connect` had to start ends with the session, unless `Session.leave` was called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+from esper_ray import build, cluster
+from esper_ray.actors.resources import table
+from esper_ray.config import Config
+from esper_ray.errors import ConfigError, EnvironmentFault, EsperError, RunError
+from esper_ray.oona.address import ENVIRONMENT_URL, resolve_redis
+from esper_ray.reliability import atomic
+
+PRESETS: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "fast": ("run.epochs=12", "run.train_samples=2000", "run.validation_samples=600", "run.test_samples=1000"),
+}
+"""Named settings, applied before the user's own: ``fast`` shows the whole path in about a minute."""
+
+_FIXED_WHEN_UP = ("home", "urza", "bus", "nissa")
+_CALL_SECONDS = 40.0
+_START_SECONDS = 120.0
+_RETRY_SECONDS = 20.0
+Status = dict[str, Any]
+
+
+def connect(config: Config, *, start: bool = True, say: Callable[[str], None] = lambda _: None) -> Session:
+    """Attach to a running cluster, or start a local one.
+
+    Args:
+        start: whether one may be started.
+        say: gets one line about each thing worth knowing.
+
+    Raises:
+        EnvironmentFault: none runs and ``start`` is False, its versions differ from ours, or it does not answer.
+    """
+    preflight(config)
+    address = cluster.locate(config)
+    started = address is None
+    if address is None:
+        if not start:
+            raise EnvironmentFault("No Ray cluster is running.", remedy="Start the system with `esper up`.")
+        say("starting Ray on this machine, for local connections only")
+        address = cluster.start(config).address
+    cluster.prepare(address)
+    try:
+        dashboard = _initialise(config, address)
+    except BaseException:
+        if started:
+            cluster.stop(config)
+        raise
+    if cluster.exposed(address):
+        say(
+            "warning: this Ray cluster listens on every network interface; the safer start is "
+            f"`{cluster.LOOPBACK_SWITCH}=0 ray start --head --port=6385`"
+        )
+    return Session(config, address, dashboard, started=started)
+
+
+def preflight(config: Config) -> None:
+    """Find what would fail before anything is started or written.
+
+    Raises:
+        EsperError: the home folder cannot be written, Redis cannot be reached or found, a resource is unknown.
+    """
+    table(config)
+    atomic.make_folder(config.home)
+    if not os.access(config.home, os.W_OK | os.X_OK):
+        raise EnvironmentFault(
+            f"Cannot write {config.home}.",
+            why="The system says: Permission denied.",
+            remedy="Point ESPER_HOME at a folder you can write.",
+        )
+    resolve_redis(config)
+
+
+def actor_tree(config: Config) -> dict[str, Any]:
+    """The configuration as the actors get it: with what this process's environment says, for they have another one."""
+    tree = config.model_dump(mode="json")
+    tree["home"] = str(config.home.resolve())
+    bus, nissa = tree["bus"], tree["nissa"]
+    bus["redis_url"] = bus["redis_url"] or os.environ.get(ENVIRONMENT_URL, "")
+    nissa["elasticsearch_url"] = nissa["elasticsearch_url"] or os.environ.get("ESPER_ELASTICSEARCH_URL", "")
+    return tree
+
+
+class Session:
+    """A connection to one system of actors. Made by `connect`."""
+
+    def __init__(self, config: Config, address: str, dashboard: str, *, started: bool) -> None:
+        self.config, self.address, self.started = config, address, started
+        self._leave = False
+        self._dashboard = dashboard
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Disconnect; a cluster that this session started ends with it."""
+        import ray
+
+        if self.started and not self._leave:
+            with contextlib.suppress(EsperError):
+                self._end_actors()
+            ray.shutdown()
+            cluster.stop(self.config)
+        else:
+            ray.shutdown()
+
+    def leave(self) -> None:
+        """Let the cluster and its actors go on when this session closes."""
+        self._leave = True
+
+    def up(self) -> Status:
+        """Bring all actors up, or find them there; returns the system's status.
+
+        Raises:
+            EsperError: other code or another configuration is up, a port is taken, or there is too little room.
+        """
+        from esper_ray.actors import crew
+
+        tree = actor_tree(self.config)
+        found = crew.find("supervisor", self.config.ray.namespace)
+        if found is not None:
+            self._check_running(self._call("ping"), tree)
+            return self._report("start_all", timeout=_START_SECONDS)
+        strangers = crew.present(self.config.ray.namespace)
+        if strangers:
+            raise RunError(
+                f"The namespace {self.config.ray.namespace} holds actors without a supervisor: {', '.join(strangers)}.",
+                remedy="Take them down with `esper down`.",
+            )
+        self._check_page_port()
+        specs = table(self.config)
+        crew.start(specs["supervisor"], self.config, tree, crew.check_room(specs, self.config))
+        try:
+            return self._report("start_all", timeout=_START_SECONDS)
+        except BaseException:
+            self._end_actors()
+            raise
+
+    def down(self) -> Status:
+        """Stop the runs, end all actors of the namespace, and Ray too where it was started for this home."""
+        import ray
+
+        stopped = self._end_actors()
+        ours = cluster.owned(self.config)
+        if ours is not None and ours.address == self.address:
+            ray.shutdown()
+            cluster.stop(self.config)
+            stopped["ray"] = True
+        return stopped
+
+    def status(self) -> Status:
+        """Actors, Redis, runs, as the supervisor sees them."""
+        return self._report("status")
+
+    def dashboard(self) -> str:
+        """The address of the Ray dashboard, empty without one."""
+        return self._dashboard
+
+    def ask(self, actor: str, method: str, *arguments: Any, timeout: float = _CALL_SECONDS) -> Any:
+        """Call a method of one of the actors and wait.
+
+        Raises:
+            EsperError: the actor's own, or that it is not there or does not answer.
+        """
+        return _ask(self.config.ray.namespace, actor, method, *arguments, timeout=timeout)
+
+    def submit(
+        self, config: Config | None = None, *, compare: bool = False, arm: str = "grown", resume: str | None = None
+    ) -> str:
+        """Ask for a run; returns its id. ``resume`` continues an earlier one.
+
+        Raises:
+            RunError: the run to resume is unknown, active or finished.
+        """
+        spec = {
+            "request_id": secrets.token_hex(8),
+            "config": actor_tree(config or self.config),
+            "compare": compare,
+            "arm": arm,
+            "resume": resume,
+        }
+        run_id: str = self._call("submit_run", spec)
+        return run_id
+
+    def run_status(self, run_id: str) -> Status:
+        return self._report("run_status", run_id)
+
+    def stop(self, run_id: str) -> Status:
+        """Ask a run to end with a checkpoint; it may go on for a moment."""
+        return self._report("stop_run", run_id)
+
+    def watch(self, run_id: str, *, poll_seconds: float = 0.3) -> Iterator[Status]:
+        """The run's status again and again, the last one when it is over."""
+        while True:
+            status = self.run_status(run_id)
+            yield status
+            if status["over"]:
+                return
+            time.sleep(poll_seconds)
+
+    def wait(self, run_id: str, *, on_status: Callable[[Status], None] = lambda _: None) -> Status:
+        """Wait for the end of a run.
+
+        Raises:
+            EsperError: it failed; the text says why.
+        """
+        status: Status = {}
+        for status in self.watch(run_id):
+            on_status(status)
+        raise_failure(status)
+        return status
+
+    def _call(self, method: str, *arguments: Any, timeout: float = _CALL_SECONDS) -> Any:
+        return self.ask("supervisor", method, *arguments, timeout=timeout)
+
+    def _report(self, method: str, *arguments: Any, timeout: float = _CALL_SECONDS) -> Status:
+        status: Status = self._call(method, *arguments, timeout=timeout)
+        return status
+
+    def _check_running(self, answer: Status, tree: dict[str, Any]) -> None:
+        if answer["version"] != build():
+            raise EnvironmentFault(
+                f"The actors that are up run esper_ray {answer['version']}, and this is {build()}.",
+                remedy="Take them down with `esper down`, then start again.",
+            )
+        for key in _FIXED_WHEN_UP:
+            if answer["config"][key] != tree[key]:
+                raise ConfigError(
+                    f"The system is up with another value of {key}.",
+                    why=f"It has {answer['config'][key]!r}, and {tree[key]!r} was asked for.",
+                    remedy="Take it down with `esper down`, or leave that setting as it is.",
+                )
+
+    def _check_page_port(self) -> None:
+        host, port = self.config.nissa.host, self.config.nissa.port
+        if port and not cluster.is_free(host, port):
+            raise EnvironmentFault(
+                f"Port {port} on {host} is in use.",
+                why="Nissa's page and metrics want it.",
+                remedy="End what uses it, or choose another with --set nissa.port=PORT (0 takes a free one).",
+            )
+
+    def _end_actors(self) -> Status:
+        from esper_ray.actors import crew
+
+        namespace = self.config.ray.namespace
+        stopped: list[str] = []
+        if crew.find("supervisor", namespace) is not None:
+            # An older or a stuck supervisor must not keep its actors alive.
+            with contextlib.suppress(EsperError):
+                stopped = self._call("shutdown")
+        ended = crew.end(crew.present(namespace), namespace)
+        return {"runs": stopped, "actors": ended, "ray": False}
+
+
+def raise_failure(status: Status) -> None:
+    """Raise what ended a failed run, as the error that it was."""
+    for arm in status["arms"]:
+        if arm["state"] == "failed":
+            error = arm["error"] or {}
+            raise RunError(
+                error.get("what", "The run failed."), why=error.get("why", ""), remedy=error.get("remedy", "")
+            )
+
+
+def _ask(namespace: str, actor: str, method: str, *arguments: Any, timeout: float) -> Any:
+    import ray
+    from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
+
+    from esper_ray.actors import crew
+
+    give_up = time.monotonic() + _RETRY_SECONDS
+    while True:
+        handle = crew.find(actor, namespace)
+        if handle is None:
+            raise EnvironmentFault(
+                f"No actor {actor} is up in the namespace {namespace}.", remedy="Start the system with `esper up`."
+            )
+        try:
+            return ray.get(getattr(handle, method).remote(*arguments), timeout=timeout)
+        except ActorUnavailableError as error:
+            # It is being restarted; every method may be called twice.
+            if time.monotonic() > give_up:
+                raise EnvironmentFault(f"The actor {actor} does not come back.", why=str(error)) from None
+            time.sleep(0.2)
+        except GetTimeoutError:
+            raise EnvironmentFault(
+                f"The actor {actor} did not answer within {timeout:.0f} s.",
+                remedy="Look at it in the Ray dashboard, or start anew with `esper down`.",
+            ) from None
+        except RayError as error:
+            known = crew.explain(error)
+            if known is None:
+                raise
+            raise known from None
+
+
+def _initialise(config: Config, address: str) -> str:
+    """Connect this process; returns the address of the dashboard, empty without one."""
+    import ray
+
+    try:
+        context = ray.init(
+            ignore_reinit_error=True,
+            address=address,
+            namespace=config.ray.namespace,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        raise EnvironmentFault(
+            f"The Ray cluster at {address} runs other versions.",
+            why=" ".join(str(error).split()),
+            remedy="Start it from this Python environment, or point RAY_ADDRESS at another one.",
+        ) from None
+    except ConnectionError as error:
+        raise EnvironmentFault(
+            f"The Ray cluster at {address} does not answer.",
+            why=str(error).strip().splitlines()[-1],
+            remedy="Stop it with `ray stop` and start again.",
+        ) from None
+    url = context.dashboard_url
+    return f"http://{url}" if url else ""
