@@ -105,8 +105,10 @@ def compare(spec: KernelSpec) -> dict[str, float]:
     branch = build(spec.blueprint, spec.signature, spec.parameters)
     h = _activations(spec, BATCH)
     eager = _step(branch, h, branch.parameters())
+    # All branches share one forward(); without the reset torch's recompile limit would quietly leave later ones eager.
+    torch.compiler.reset()
     started = time.perf_counter()
-    compiled = _step(torch.compile(branch, dynamic=False), h, branch.parameters())
+    compiled = _step(torch.compile(branch, dynamic=False, fullgraph=True), h, branch.parameters())
     found = compiled()
     seconds = time.perf_counter() - started
     for ours, theirs in zip(eager(), found, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +67,18 @@ class Ledger:
     def all_finished(self, phase: Phase) -> list[Finished]:
         """Every ended job, oldest first."""
         return [_read(entry) for entry in self._journal.read(f"finished-{phase}")]
+
+    def order(self, signatures: Sequence[str]) -> int:
+        """Write down which slots kernels are wanted for, until `fulfil`; returns the order's number."""
+        return self._journal.append("orders", json.dumps(list(signatures)).encode())
+
+    def orders(self) -> list[tuple[int, list[str]]]:
+        """The open orders, oldest first."""
+        return [(entry.seq, json.loads(entry.payload)) for entry in self._journal.read("orders")]
+
+    def fulfil(self, number: int) -> None:
+        """Close an order."""
+        self._journal.remove([number])
 
     def close(self) -> None:
         self._journal.close()

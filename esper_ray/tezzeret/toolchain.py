@@ -84,7 +84,7 @@ def _ingredients(spec: KernelSpec, phase: Phase) -> Mapping[str, object]:
         "phase": phase,
         "torch": metadata.version("torch"),
         "machine": platform.machine(),
-        "options": {"batch": BATCH, "threads": THREADS, "dynamic": False},
+        "options": {"batch": BATCH, "threads": THREADS, "dynamic": False, "fullgraph": True},
         "recipes": _recipes(),
     }
 
