@@ -22,8 +22,9 @@ from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 _WEB = Path(__file__).with_name("web")
 _WRITES_PER_MINUTE = 20
 _STREAM_SECONDS = 0.5
+_BEARER = HTTPBearer(auto_error=False)
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self' ws: wss:",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; connect-src 'self' ws: wss:",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
@@ -58,9 +59,8 @@ def create_app(nissa: Nissa, token: str, *, clock: Clock = SYSTEM_CLOCK) -> Fast
     """The application; `serve` runs it."""
     app = FastAPI(title="esper_ray mission control", docs_url=None, redoc_url=None)
     limit = WriteLimit(clock=clock)
-    bearer = HTTPBearer(auto_error=False)
 
-    def may_write(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+    def may_write(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
         if given is None or not hmac.compare_digest(given.credentials.encode(), token.encode()):
             raise HTTPException(
                 401, "This needs the token that was printed at start-up.", {"WWW-Authenticate": "Bearer"}
