@@ -44,7 +44,7 @@ def create(specs: Mapping[str, ActorSpec], config: Config, tree: dict[str, Any])
 
 def start(spec: ActorSpec, config: Config, tree: dict[str, Any], cluster: Mapping[str, float]) -> Any:
     """Create one actor, or find it; returns its handle at once."""
-    shell: Any = ray.remote(spec.load())
+    shell: Any = ray.remote(concurrency_groups=dict(spec.groups))(spec.load())
     return shell.options(**options(spec, config, cluster)).remote(tree)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import esper_ray
 from esper_ray import config as configuration
 from esper_ray.nissa.api import create_app, load_token
 from esper_ray.nissa.core import Nissa
@@ -28,8 +30,8 @@ class NissaActor:
         self._server.start()
         self._consumer.start()
 
-    def ping(self) -> str:
-        return "nissa"
+    def ping(self) -> dict[str, Any]:
+        return {"name": "nissa", "pid": os.getpid(), "version": esper_ray.__version__}
 
     def health(self) -> dict[str, Any]:
         """What works, and what the reader has done so far."""

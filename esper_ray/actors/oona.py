@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from dataclasses import asdict
 from typing import Any
 
+import esper_ray
 from esper_ray import config as configuration
 from esper_ray.contracts.telemetry import publish_telemetry
 from esper_ray.oona.bus import connect_keeper, connect_publisher
@@ -31,8 +33,8 @@ class OonaActor:
         self._thread = threading.Thread(target=self._keep, name="oona-keeper", daemon=True)
         self._thread.start()
 
-    def ping(self) -> str:
-        return "oona"
+    def ping(self) -> dict[str, Any]:
+        return {"name": "oona", "pid": os.getpid(), "version": esper_ray.__version__}
 
     def health(self) -> dict[str, Any]:
         """Whether Redis answers, the depth of each stream, the dead letters."""

@@ -101,7 +101,7 @@ def options(spec: ActorSpec, config: Config, cluster: Mapping[str, float]) -> di
     """What ``ray.remote(Shell).options(...)`` gets; ``cluster`` is all that the cluster has, by resource."""
     threads = spec.threads or config.run.threads
     variables = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    found: dict[str, Any] = {
+    return {
         "name": spec.name,
         "namespace": config.ray.namespace,
         "lifetime": "detached",
@@ -114,9 +114,6 @@ def options(spec: ActorSpec, config: Config, cluster: Mapping[str, float]) -> di
         "max_concurrency": spec.concurrency,
         "runtime_env": {"env_vars": variables},
     }
-    if spec.groups:
-        found["concurrency_groups"] = dict(spec.groups)
-    return found
 
 
 def gpu_share(spec: ActorSpec, config: Config, cluster: Mapping[str, float]) -> float:
