@@ -102,7 +102,7 @@ class ForgeConfig(Section):
         "auto", description="auto: compile where a C++ compiler is there and it is measured to pay"
     )
     speedup: float = Field(1.15, ge=1.0, description="a compiled kernel is used when it is faster by this factor")
-    job_seconds: float = Field(120.0, gt=0, description="time limit of one compile job; killed when over it")
+    job_seconds: float = Field(120.0, gt=0, description="processor time for one kernel; its job is killed at it")
     memory_mb: int = Field(4096, ge=512, description="address space limit of a compile job, above its start")
 
 

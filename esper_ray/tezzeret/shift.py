@@ -55,7 +55,7 @@ class Shift:
         with self._lock:
             if list(signatures) not in [wanted for _, wanted in self._forge.ledger.orders()]:
                 self._forge.ledger.order(signatures)
-                self._progress = replace(self._progress, ready=False)
+                self._progress = Progress("eager")
                 self._ordered.set()
             self._stopped.clear()
             self._begin()

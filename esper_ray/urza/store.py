@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -74,6 +75,7 @@ class Store:
         self.cache = KernelCache(cache_bytes)
         self.breaker = breaker or Breaker("urza-disk", clock=clock)
         self._clock, self._publisher = clock, publisher
+        self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._told: Counter[str] = Counter()
         self._told_at = clock.monotonic()
@@ -108,7 +110,7 @@ class Store:
         with self._disk():
             found = self._catalog.newest(spec.key, digest)
         if found is None:
-            self._counts["missing"] += 1
+            self._count("missing")
             self._tell()
             pinned = f" with the digest {digest[:12]}" if digest else ""
             raise KernelMissing(
@@ -177,20 +179,25 @@ class Store:
         """Send the figures that were not sent yet."""
         if self._publisher is None:
             return
-        stats = self.stats()
-        now = Counter({"memory": self.cache.hits, **self._counts})
-        news = {name: float(now[name] - self._told[name]) for name in ("memory", "disk", "missing", "corrupt")}
+        with self._lock:
+            now = Counter({"memory": self.cache.hits, **self._counts})
+            news = {name: float(now[name] - self._told[name]) for name in ("memory", "disk", "missing", "corrupt")}
+            slowest, self._slowest_ms = self._slowest_ms, 0.0
+            self._told, self._told_at = now, self._clock.monotonic()
         points = [
             MetricPoint("uh", news["memory"], {"tier": "memory"}),
             MetricPoint("uh", news["disk"], {"tier": "disk"}),
             MetricPoint("um", news["missing"]),
             MetricPoint("ux", news["corrupt"]),
-            MetricPoint("ub", float(stats["cache_bytes"])),
-            MetricPoint("uk", float(stats["kernels"])),
-            MetricPoint("us", self._slowest_ms),
+            MetricPoint("ub", float(self.cache.size)),
+            MetricPoint("uk", float(self._catalog.totals()[0])),
+            MetricPoint("us", slowest),
         ]
-        self._told, self._told_at, self._slowest_ms = now, self._clock.monotonic(), 0.0
         publish_telemetry(self._publisher, "urza", "", 0, points)
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._counts[name] += 1
 
     def _tell(self) -> None:
         if self._clock.monotonic() - self._told_at >= _TELL_SECONDS:
@@ -206,16 +213,16 @@ class Store:
                     )
                 kernel = artifacts.unpack(path.read_bytes(), digest, where=str(path))
         except FileNotFoundError:
-            self._counts["corrupt"] += 1
+            self._count("corrupt")
             raise CorruptArtifact(
                 f"The artifact {path} is gone.",
                 why="The catalogue names it.",
                 remedy="Let the forge make it again (esper forge).",
             ) from None
         except (CorruptArtifact, KernelMissing) as error:
-            self._counts["corrupt" if isinstance(error, CorruptArtifact) else "missing"] += 1
+            self._count("corrupt" if isinstance(error, CorruptArtifact) else "missing")
             raise
-        self._counts["disk"] += 1
+        self._count("disk")
         return kernel
 
     @contextmanager

@@ -330,6 +330,18 @@ def test_a_shift_that_fails_says_why_and_keeps_its_order(smithy: Smithy, monkeyp
     assert ("the forge failed" in caplog.text) == isinstance(fault, ZeroDivisionError)
 
 
+def test_a_job_cannot_take_more_memory_than_it_may() -> None:
+    code = "from esper_ray.tezzeret.job import limit_memory; limit_memory(64); bytearray(256 * 2**20)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "MemoryError" in run.stderr
+
+
+def test_a_job_whose_parent_is_gone_leaves_at_once() -> None:
+    code = "import os; from esper_ray.tezzeret.job import die_with; die_with(os.getpid())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "The parent of this job is gone" in run.stderr
+
+
 def test_the_forge_loads_without_torch() -> None:
     code = "import sys, esper_ray.tezzeret.shift; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
