@@ -39,7 +39,9 @@ def make(spec: KernelSpec) -> tuple[bytes, dict[str, Any]]:
     branch = build(spec.blueprint, spec.signature, spec.parameters)
     ratio = check(spec, branch)
     forward, backward = flops(spec, branch)
-    eager_ms = measure([_step(branch, _activations(spec, BATCH), branch.parameters())], _EAGER_ROUNDS, _EAGER_MS)[0]
+    eager_ms = measure(
+        [_step(branch, _activations(spec, BATCH), branch.parameters())], _EAGER_ROUNDS, _EAGER_MS, clock_of(spec)
+    )[0]
     metadata = {
         "name": blueprint.name,
         "tier": int(blueprint.tier),
@@ -115,28 +117,39 @@ def compare(spec: KernelSpec) -> dict[str, float]:
         size = float(ours.abs().max())
         if not torch.allclose(ours, theirs, rtol=_CLOSE["rtol"], atol=_CLOSE["atol"] * max(1.0, size)):
             raise KernelError(f"{spec.key} computes something else when compiled.", why=f"Off by {ours - theirs}.")
-    eager_ms, compiled_ms = measure([eager, compiled], _COMPILE_ROUNDS, 0.0)
+    eager_ms, compiled_ms = measure([eager, compiled], _COMPILE_ROUNDS, 0.0, clock_of(spec))
     return {"eager_ms": eager_ms, "compiled_ms": compiled_ms, "compile_seconds": seconds}
 
 
-def measure(steps: Sequence[Callable[[], object]], rounds: int, least_ms: float) -> list[float]:
-    """Median milliseconds of each step, taken in turns after one warm-up, for ``rounds`` and at least ``least_ms``."""
+def measure(
+    steps: Sequence[Callable[[], object]], rounds: int, least_ms: float, now: Callable[[], float]
+) -> list[float]:
+    """Median milliseconds of each step, taken in turns after one warm-up, for ``rounds`` and at least ``least_ms``.
+
+    Args:
+        now: a clock in seconds.
+    """
     for step in steps:
         step()
     taken: list[list[float]] = [[] for _ in steps]
     while len(taken[0]) < rounds or (sum(map(sum, taken)) < least_ms and len(taken[0]) < 100):
         for times, step in zip(taken, steps, strict=True):
-            started = _now()
+            started = now()
             step()
-            times.append((_now() - started) * 1e3)
+            times.append((now() - started) * 1e3)
     return [sorted(times)[len(times) // 2] for times in taken]
 
 
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def clock_of(spec: KernelSpec) -> Callable[[], float]:
+    """Processor time on the CPU; wall time after all work is through on a device that works by itself."""
+    if spec.signature.device == "cpu":
+        return time.process_time
+
+    def now() -> float:
+        torch.accelerator.synchronize()
         return time.perf_counter()
-    return time.process_time()
+
+    return now
 
 
 def _step(
