@@ -7,6 +7,7 @@ from typing import Any
 
 import esper_ray
 from esper_ray import config as configuration
+from esper_ray.errors import EnvironmentFault
 from esper_ray.nissa.api import create_app, load_token
 from esper_ray.nissa.core import Nissa
 from esper_ray.nissa.serve import Server
@@ -24,7 +25,13 @@ class NissaActor:
     def __init__(self, config_tree: dict[str, Any]) -> None:
         config = configuration.build(config_tree)
         self._nissa = Nissa(config)
-        self._server = Server(create_app(self._nissa, load_token(config.home)), config.nissa.host, config.nissa.port)
+        try:
+            self._server = Server(
+                create_app(self._nissa, load_token(config.home)), config.nissa.host, config.nissa.port
+            )
+        except EnvironmentFault:
+            self._nissa.close()
+            raise
         self._consumer = connect_consumer(config, "nissa", STREAMS, self._nissa.ingest.handle)
         self._nissa.checks["bus"] = self._consumer.connected
         self._server.start()

@@ -44,7 +44,7 @@ class Ingest:
         """
         message = decode(envelope.type, envelope.payload)
         if message is None:
-            self._metrics.count("nx", {"reason": "unknown_type"})
+            self._metrics.count("nx", {"reason": "not_for_nissa"})
             return
         record = to_record(envelope, message)
         with self.lock:

@@ -52,6 +52,20 @@ class RunView:
     def epoch(self) -> int:
         return max(self.epochs, default=0)
 
+    def forget_after(self, epoch: int) -> None:
+        """A resumed run does its later epochs again."""
+        self.epochs = {known: values for known, values in self.epochs.items() if known <= epoch}
+        for listed in (self.decisions, self.gates, self.grafts):
+            kept = [item for item in listed if item["epoch"] <= epoch]
+            listed.clear()
+            listed.extend(kept)
+        for number, seed in list(self.seeds.items()):
+            seed["stages"] = [step for step in seed["stages"] if step["epoch"] <= epoch]
+            if seed["stages"]:
+                seed["stage"] = seed["stages"][-1]["stage"]
+            else:
+                del self.seeds[number]
+
     def summary(self) -> dict[str, Any]:
         """The run in one row."""
         last = self.epochs.get(self.epoch, {})
@@ -64,6 +78,11 @@ class RunView:
             "facts": self.facts,
             "totals": self.totals,
             "latest": last,
+            "accuracy": [
+                (epoch, values["validation_accuracy"])
+                for epoch, values in sorted(self.epochs.items())
+                if "validation_accuracy" in values
+            ],
         }
 
     def details(self) -> dict[str, Any]:
@@ -157,7 +176,8 @@ class View:
 
     @staticmethod
     def _run_started(run: RunView, packet: TelemetryPacket, event: TelemetryEvent) -> None:
-        run.started_ns, run.status = packet.timestamp_ns, "running"
+        run.forget_after(packet.epoch)
+        run.status = "running"
         run.facts.update(event.attributes)
 
     @staticmethod
@@ -205,7 +225,7 @@ class View:
 
     @staticmethod
     def _incident(run: RunView, packet: TelemetryPacket, event: TelemetryEvent) -> None:
-        details = ", ".join(f"{key} {value}" for key, value in event.attributes.items())
+        details = ", ".join(f"{key} {value}" for key, value in sorted(event.attributes.items()))
         message = ": ".join(part for part in (event.message, details) if part)
         run.incidents.append(
             {"kind": event.kind, "at_ns": packet.timestamp_ns, "epoch": packet.epoch, "message": message}

@@ -168,6 +168,10 @@ class Consumer:
     def _hand_over(self, delivery: Delivery, envelope: EventEnvelope) -> bool:
         try:
             self._handler(envelope)
+        except ContractError as error:
+            # No repetition makes it a valid message.
+            self._bury(delivery, error.reason, error.what)
+            return False
         except Exception as error:
             # One message must not stop the reader: it is tried again, and put aside when it keeps failing.
             self._counters["failed"] += 1

@@ -188,6 +188,17 @@ def test_a_run_is_shown_as_it_was_told(nissa: Nissa, publisher: Direct, clock: M
     assert run["totals"]["seeds_fossilized"] == 2
 
 
+def test_a_resumed_run_forgets_what_it_does_again(nissa: Nissa, publisher: Direct, clock: ManualClock) -> None:
+    tell(publisher, clock, epochs=18)
+    publish_telemetry(publisher, "tolaria", RUN, 12, (), [event("run.started", {"mode": "live"})], clock=clock)
+    run = nissa.run(RUN)
+    assert run is not None
+    assert (run["epoch"], run["facts"]["dataset"]) == (12, "glyphs")
+    assert [seed["stage"] for seed in run["seeds"]] == ["PROBATIONARY", "GERMINATED"]
+    assert [graft["epoch"] for graft in run["grafts"]] == [8]
+    assert max(d["epoch"] for d in run["decisions"]) == 12
+
+
 def test_the_same_message_twice_counts_once(nissa: Nissa, publisher: Direct) -> None:
     publish_telemetry(publisher, "kasmina", RUN, 1, [MetricPoint("md", 1.0)])
     nissa.ingest.handle(publisher.sent[-1])
@@ -235,7 +246,7 @@ def test_a_payload_that_is_none_is_refused_and_a_type_without_use_counted(nissa:
     with pytest.raises(ContractError):
         publisher.publish(BusMessageType.FIELD_REPORT, b"\xff\xff")
     publisher.publish(BusMessageType.POLICY_UPDATE, b"")
-    assert 'esper_nissa_refused_total{reason="unknown_type",run=""} 1.0' in nissa.metrics.exposition().decode()
+    assert 'esper_nissa_refused_total{reason="not_for_nissa",run=""} 1.0' in nissa.metrics.exposition().decode()
 
 
 @pytest.fixture

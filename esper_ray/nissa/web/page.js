@@ -41,10 +41,10 @@ function explain(node, text) {
   return node;
 }
 function key(target, names, colours) {
-  target.replaceChildren(...names.flatMap((name) => {
+  target.replaceChildren(...names.map((name) => {
     const dot = el("i");
     dot.style.background = colours(name);
-    return [dot, name];
+    return el("span", {}, dot, name);
   }));
 }
 function empty(target, text) { target.replaceChildren(el("p", { class: "empty" }, text)); }
@@ -80,13 +80,20 @@ function span(run) {
 
 // ---- the charts ------------------------------------------------------------------------------------------------
 
-function curves(target, run, lines, { label, floor, ceiling }) {
+function curves(target, run, lines, { label, floor, ceiling, others = [] }) {
   const rows = run.epochs.filter((row) => lines.some((line) => row[line.name] !== undefined));
   if (!rows.length) return empty(target, "Nothing measured yet.");
   const values = rows.flatMap((row) => lines.map((line) => row[line.name])).filter((v) => v !== undefined);
+  values.push(...others.flatMap((other) => other.points.map((point) => point[1])));
   const pad = (Math.max(...values) - Math.min(...values)) * 0.08 || 0.05;
   const low = Math.max(floor ?? -Infinity, Math.min(...values) - pad), high = Math.min(ceiling ?? Infinity, Math.max(...values) + pad);
   const f = frame(target, 240, { ...span(run), low, high, label });
+  for (const other of others) {
+    const points = other.points.map(([epoch, value]) => `${f.x(epoch)},${f.y(value)}`);
+    f.svg.append(explain(shape("polyline", { class: "curve other", points: points.join(" ") }), other.title));
+    const [epoch, value] = other.points.at(-1);
+    f.svg.append(shape("text", { class: "over", x: Math.min(f.x(epoch), f.width - f.right), y: f.y(value) + 14, "text-anchor": "end" }, other.title));
+  }
   marks(f, run);
   for (const line of lines) {
     const points = rows.filter((row) => row[line.name] !== undefined).map((row) => [f.x(row.epoch), f.y(row[line.name])]);
@@ -96,6 +103,13 @@ function curves(target, run, lines, { label, floor, ceiling }) {
   }
   hover(f, run, rows, (row) => lines.map((line) => `${line.title} ${label(row[line.name], true)}`).join("\n"));
 }
+// The other arms of the same comparison, as thin lines behind this one.
+function siblings(status, run) {
+  return status.runs
+    .filter((other) => other.run !== run.run && family(other) === family(run) && other.accuracy.length > 1)
+    .map((other) => ({ title: other.facts.arm ?? other.run, points: other.accuracy.filter(([epoch]) => epoch <= span(run).last) }));
+}
+const family = ({ run, facts }) => run.endsWith(`-${facts.arm}`) ? run.slice(0, -facts.arm.length - 1) : run;
 function marks(f, run) {
   for (const graft of run.grafts) {
     const at = f.x(graft.epoch);
@@ -141,7 +155,8 @@ function budget(target, run, limit) {
   const rows = run.epochs.filter((row) => row.boundary !== undefined);
   if (!rows.length) return empty(target, "No boundary has been timed yet.");
   const high = Math.max(limit * 1.15, ...rows.map((row) => row.boundary));
-  const f = frame(target, 200, { ...span(run), low: 0, high, label: (v) => `${v} ms`, left: 48 });
+  const shown = span(run);
+  const f = frame(target, 200, { first: shown.first - 0.6, last: shown.last + 0.6, low: 0, high, label: (v) => `${v} ms`, left: 48 });
   const wide = Math.max(2, Math.min(18, (f.x(1) - f.x(0)) * 0.7));
   for (const row of rows) {
     let below = 0;
@@ -158,7 +173,7 @@ function budget(target, run, limit) {
     f.svg.append(explain(bar, `epoch ${row.epoch}: ${fixed(row.boundary, 2)} ms\n${text}`));
   }
   f.svg.append(shape("line", { class: "limit", x1: f.left, x2: f.width - f.right, y1: f.y(limit), y2: f.y(limit) }));
-  f.svg.append(shape("text", { x: f.width - f.right, y: f.y(limit) - 5, "text-anchor": "end" }, `budget ${limit} ms`));
+  f.svg.append(shape("text", { class: "over", x: f.width - f.right, y: f.y(limit) - 5, "text-anchor": "end" }, `budget ${limit} ms`));
 }
 
 // ---- texts -----------------------------------------------------------------------------------------------------
@@ -180,11 +195,24 @@ function entry(when, title, text, style = "") {
   return el("li", {}, el("span", { class: "when" }, when), el("div", {}, el("b", { class: style }, title), el("p", {}, text || "")));
 }
 function fill(target, items, none) { items.length ? target.replaceChildren(...items) : empty(target, none); }
+// Decisions in a row that changed nothing are one entry, under the reason of the last.
+function episodes(decisions) {
+  const found = [];
+  for (const d of decisions) {
+    const quiet = d.operation === "NO_OP" && d.missed !== "true", before = found.at(-1);
+    if (quiet && before?.quiet) before.first = d.epoch;
+    else found.push({ ...d, quiet, first: d.epoch });
+  }
+  return found;
+}
+function decision(d) {
+  const what = d.quiet ? "no change" : [d.operation?.toLowerCase().replaceAll("_", " "), d.blueprint, d.slot && `in ${d.slot}`].filter(Boolean).join(" ");
+  const when = d.first === d.epoch ? `epoch ${d.epoch}` : `${d.first}–${d.epoch}`;
+  if (d.missed === "true") return entry(when, "too late: no change", d.why, "bad");
+  return entry(when, what, d.why, d.quiet ? "quiet" : "deed");
+}
 function lists(run) {
-  fill($("decisions"), run.decisions.slice(0, 60).map((d) => {
-    const what = [d.operation?.toLowerCase().replaceAll("_", " "), d.blueprint, d.slot && `in ${d.slot}`].filter(Boolean).join(" ");
-    return entry(`epoch ${d.epoch}`, d.missed === "true" ? `${what} (too late: no change)` : what, d.why, d.missed === "true" ? "bad" : "");
-  }), "No decision yet.");
+  fill($("decisions"), episodes(run.decisions).slice(0, 80).map(decision), "No decision yet.");
   fill($("gates"), run.gates.slice(0, 60).map((g) => {
     const evidence = Object.entries(g.evidence).map(([name, value]) => `${name} ${value}`).join(" · ");
     const title = `${g.gate} ${g.passed ? "passed" : "refused"} for seed ${g.seed}`;
@@ -268,7 +296,7 @@ function draw() {
   tiles(run); lists(run);
   if (!run.epochs.length) return;
   curves($("accuracy"), run, [{ name: "validation_accuracy", title: "accuracy", style: "a" }],
-    { label: (v, exact) => percent(v, exact ? 2 : 0), floor: 0, ceiling: 1 });
+    { label: (v, exact) => percent(v, exact ? 2 : 0), floor: 0, ceiling: 1, others: siblings(status, run) });
   curves($("loss"), run, [{ name: "validation_loss", title: "validation", style: "a" }, { name: "training_loss", title: "training", style: "b" }],
     { label: (v, exact) => v === undefined ? "–" : v.toFixed(exact ? 4 : 2), floor: 0 });
   timeline($("seeds"), run);

@@ -1,0 +1,116 @@
+"""Every alert of the table fires from the metric it names and clears; every metric of the table is shown."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from esper_ray.config import NissaConfig
+from esper_ray.contracts.messages import MetricPoint
+from esper_ray.contracts.metrics import BY_KEY, METRICS
+from esper_ray.nissa.alerts import AlertRule, Alerts, Consecutive, CountWithin, alert_rules, prometheus_rules
+from esper_ray.nissa.metrics import Metrics
+
+RULES = alert_rules(NissaConfig())
+SECOND = 1_000_000_000
+
+
+def provoke(rule: AlertRule) -> tuple[list[float], float]:
+    """Values that make the rule fire with the last of them, and one that does not."""
+    if isinstance(rule.condition, Consecutive):
+        return [rule.condition.limit + 0.1] * rule.condition.count, rule.condition.limit
+    return [1.0] * round(rule.condition.count), 0.0
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_it_fires_from_its_metric_and_clears(rule: AlertRule) -> None:
+    alerts = Alerts(RULES)
+    values, harmless = provoke(rule)
+    changes = []
+    for number, value in enumerate(values):
+        changes.append(alerts.observe(MetricPoint(rule.metric, value), run="r", at_ns=(number + 1) * SECOND))
+    assert changes[:-1] == [None] * (len(values) - 1)
+    fired = changes[-1]
+    assert fired is not None
+    assert (fired.name, fired.run, fired.firing, fired.since_ns) == (rule.name, "r", True, len(values) * SECOND)
+    assert fired.value > 0
+    assert fired.description
+    assert fired.action
+    assert fired.runbook.startswith("docs/runbook.md#")
+    assert alerts.observe(MetricPoint(rule.metric, values[0]), run="r", at_ns=10 * SECOND) is None, "told once"
+    alerts.observe(MetricPoint(rule.metric, harmless), run="r", at_ns=11 * SECOND)
+    alerts.tick(600 * SECOND)
+    (ended,) = alerts.all()
+    assert not ended.firing
+    assert ended.cleared_ns > ended.since_ns
+
+
+def test_latency_in_between_breaks_the_row_and_runs_do_not_add_up() -> None:
+    alerts = Alerts(RULES)
+    for at, (run, value) in enumerate([("a", 19.0), ("a", 25.0), ("b", 30.0), ("a", 18.0), ("a", 19.0), ("a", 19.0)]):
+        assert alerts.observe(MetricPoint("bd", value), run=run, at_ns=at) is None
+    assert alerts.observe(MetricPoint("bd", 18.01), run="a", at_ns=9) is not None
+
+
+def test_violations_count_within_five_minutes_and_leave_the_window() -> None:
+    alerts = Alerts(RULES)
+    assert alerts.observe(MetricPoint("iv", 2.0), run="r", at_ns=0) is None
+    assert alerts.observe(MetricPoint("iv", 1.0), run="r", at_ns=301 * SECOND) is None, "the first two are too old"
+    fired = alerts.observe(MetricPoint("iv", 2.0), run="r", at_ns=302 * SECOND)
+    assert fired is not None
+    assert fired.value == 3.0
+    assert alerts.tick(600 * SECOND) == []
+    (cleared,) = alerts.tick(602 * SECOND)
+    assert not cleared.firing
+
+
+def test_the_end_of_a_run_ends_its_alerts() -> None:
+    alerts = Alerts(RULES)
+    for at in range(3):
+        alerts.observe(MetricPoint("bd", 20.0), run="r", at_ns=at)
+    assert alerts.finish("other", 5) == []
+    (ended,) = alerts.finish("r", 5)
+    assert (ended.firing, ended.cleared_ns) == (False, 5)
+
+
+def test_the_prometheus_rules_are_the_same_table() -> None:
+    written = yaml.safe_load(prometheus_rules(RULES))["groups"][0]["rules"]
+    assert [rule["alert"] for rule in written] == [rule.name for rule in RULES]
+    for rule, text in zip(RULES, written, strict=True):
+        assert BY_KEY[rule.metric].name in text["expr"]
+        assert text["labels"]["severity"] == rule.severity
+        assert set(text["annotations"]) == {"summary", "value", "action", "runbook"}
+    for rule in RULES:
+        if isinstance(rule.condition, Consecutive):
+            assert rule.condition.limit in BY_KEY[rule.metric].buckets, "the rule reads this bucket"
+        else:
+            assert isinstance(rule.condition, CountWithin)
+            assert BY_KEY[rule.metric].kind == "counter"
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_every_metric_of_the_table_is_shown_once_it_was_sent(metric: object) -> None:
+    row = BY_KEY[metric.key]  # type: ignore[attr-defined]
+    metrics = Metrics()
+    labels = {name: f"a-{name}" for name in row.labels}
+    for value in (2.0, 3.0):
+        assert metrics.apply(MetricPoint(row.key, value, labels), run="r") is None
+    shown = dict(line.rsplit(" ", 1) for line in metrics.exposition().decode().splitlines() if line[0] != "#")
+    own = ",".join(f'{name}="{value}"' for name, value in sorted({**labels, "run": "r"}.items()))
+    if row.kind == "histogram":
+        assert shown[f"{row.name}_count{{{own}}}"] == "2.0"
+        assert shown[f"{row.name}_sum{{{own}}}"] == "5.0"
+    else:
+        assert shown[f"{row.name}{{{own}}}"] == ("5.0" if row.kind == "counter" else "3.0")
+    assert f"# HELP {row.name.removesuffix('_total')}" in metrics.exposition().decode()
+
+
+def test_what_is_not_in_the_table_is_refused_and_old_runs_are_forgotten() -> None:
+    metrics = Metrics()
+    assert metrics.apply(MetricPoint("zz", 1.0)) == "unknown_metric"
+    assert metrics.apply(MetricPoint("md", -1.0)) == "negative_increment"
+    for number in range(40):
+        metrics.apply(MetricPoint("va", 0.5), run=f"run-{number}")
+    text = metrics.exposition().decode()
+    assert 'run="run-39"' in text
+    assert 'run="run-0"' not in text
