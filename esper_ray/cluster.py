@@ -241,6 +241,8 @@ def _environment() -> dict[str, str]:
     values.setdefault("RAY_AUTH_MODE", "disabled")
     # Whatever cluster the caller is in must not decide what the new one attaches to.
     values.pop("RAY_ADDRESS", None)
+    # Else every worker would inherit it, and many threads in many processes stand in each other's way.
+    values.pop("OMP_NUM_THREADS", None)
     return values
 
 

@@ -11,15 +11,15 @@ A cluster that `connect` had to start ends with the session, unless `Session.lea
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from esper_ray import build, cluster
+from esper_ray import build, cluster, runs
 from esper_ray.actors.resources import table
 from esper_ray.config import Config
 from esper_ray.errors import ConfigError, EnvironmentFault, EsperError, RunError
@@ -35,7 +35,6 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
 _FIXED_WHEN_UP = ("home", "urza", "bus", "nissa")
 _CALL_SECONDS = 40.0
 _START_SECONDS = 120.0
-_RETRY_SECONDS = 20.0
 Status = dict[str, Any]
 
 
@@ -59,7 +58,9 @@ def connect(config: Config, *, start: bool = True, say: Callable[[str], None] = 
         address = cluster.start(config).address
     cluster.prepare(address)
     try:
-        dashboard = _initialise(config, address)
+        from esper_ray.actors import crew
+
+        dashboard = crew.join(config, address)
     except BaseException:
         if started:
             cluster.stop(config)
@@ -105,7 +106,7 @@ class Session:
     def __init__(self, config: Config, address: str, dashboard: str, *, started: bool) -> None:
         self.config, self.address, self.started = config, address, started
         self._leave = False
-        self._dashboard = dashboard
+        self.dashboard = dashboard
 
     def __enter__(self) -> Session:
         return self
@@ -173,9 +174,16 @@ class Session:
         """Actors, Redis, runs, as the supervisor sees them."""
         return self._report("status")
 
-    def dashboard(self) -> str:
-        """The address of the Ray dashboard, empty without one."""
-        return self._dashboard
+    def places(self, status: Status) -> dict[str, str]:
+        """Where to look, and which backends this system uses: name and text."""
+        nissa = self.ask("nissa", "status")
+        return {
+            "Ray dashboard": self.dashboard or "none",
+            "mission control": self.ask("nissa", "address"),
+            "bus": status["redis"]["how"],
+            "events": nissa["store"]["how"],
+            "home": status["home"],
+        }
 
     def ask(self, actor: str, method: str, *arguments: Any, timeout: float = _CALL_SECONDS) -> Any:
         """Call a method of one of the actors and wait.
@@ -183,12 +191,14 @@ class Session:
         Raises:
             EsperError: the actor's own, or that it is not there or does not answer.
         """
-        return _ask(self.config.ray.namespace, actor, method, *arguments, timeout=timeout)
+        from esper_ray.actors import crew
+
+        return crew.ask(self.config.ray.namespace, actor, method, *arguments, timeout=timeout)
 
     def submit(
         self, config: Config | None = None, *, compare: bool = False, arm: str = "grown", resume: str | None = None
     ) -> str:
-        """Ask for a run; returns its id. ``resume`` continues an earlier one.
+        """Ask for a run; returns its id. ``resume`` continues an earlier one, with its own configuration.
 
         Raises:
             RunError: the run to resume is unknown, active or finished.
@@ -200,8 +210,15 @@ class Session:
             "arm": arm,
             "resume": resume,
         }
+        if resume is not None:
+            manifest = runs.find(self.config.runs, resume).manifest
+            spec |= {"config": manifest["config"], "arm": manifest["arm"]}
         run_id: str = self._call("submit_run", spec)
         return run_id
+
+    def report(self, run_id: str) -> Path:
+        """Write the run's report beside its controls'; returns the page's path."""
+        return runs.report(self.config.runs, run_id)
 
     def run_status(self, run_id: str) -> Status:
         return self._report("run_status", run_id)
@@ -282,66 +299,3 @@ def raise_failure(status: Status) -> None:
             raise RunError(
                 error.get("what", "The run failed."), why=error.get("why", ""), remedy=error.get("remedy", "")
             )
-
-
-def _ask(namespace: str, actor: str, method: str, *arguments: Any, timeout: float) -> Any:
-    import ray
-    from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
-
-    from esper_ray.actors import crew
-
-    give_up = time.monotonic() + _RETRY_SECONDS
-    while True:
-        handle = crew.find(actor, namespace)
-        if handle is None:
-            raise EnvironmentFault(
-                f"No actor {actor} is up in the namespace {namespace}.", remedy="Start the system with `esper up`."
-            )
-        try:
-            return ray.get(getattr(handle, method).remote(*arguments), timeout=timeout)
-        except ActorUnavailableError as error:
-            # It is being restarted; every method may be called twice.
-            if time.monotonic() > give_up:
-                raise EnvironmentFault(f"The actor {actor} does not come back.", why=str(error)) from None
-            time.sleep(0.2)
-        except GetTimeoutError:
-            raise EnvironmentFault(
-                f"The actor {actor} did not answer within {timeout:.0f} s.",
-                remedy="Look at it in the Ray dashboard, or start anew with `esper down`.",
-            ) from None
-        except RayError as error:
-            known = crew.explain(error)
-            if known is None:
-                raise
-            raise known from None
-
-
-def _initialise(config: Config, address: str) -> str:
-    """Connect this process; returns the address of the dashboard, empty without one."""
-    import ray
-
-    try:
-        context = ray.init(
-            ignore_reinit_error=True,
-            address=address,
-            namespace=config.ray.namespace,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
-    except RuntimeError as error:
-        if "ersion mismatch" not in str(error):
-            raise
-        raise EnvironmentFault(
-            f"The Ray cluster at {address} runs other versions.",
-            why=" ".join(str(error).split()),
-            remedy="Start it from this Python environment, or point RAY_ADDRESS at another one.",
-        ) from None
-    except ConnectionError as error:
-        raise EnvironmentFault(
-            f"The Ray cluster at {address} does not answer.",
-            why=str(error).strip().splitlines()[-1],
-            remedy="Stop it with `ray stop` and start again.",
-        ) from None
-    url = context.dashboard_url
-    return f"http://{url}" if url else ""

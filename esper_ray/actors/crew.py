@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,72 @@ from esper_ray.actors.resources import NAMES, ActorSpec, check_capacity, options
 from esper_ray.config import Config
 from esper_ray.errors import EnvironmentFault, EsperError
 
+_RETRY_SECONDS = 20.0
+_RETRY_PAUSE_SECONDS = 0.2
 _CREATION_FAULT = re.compile(r"^esper_ray\.errors\.\w+: (.+)$", re.MULTILINE)
+
+
+def join(config: Config, address: str) -> str:
+    """Connect this process to the cluster; returns the address of its dashboard, empty without one.
+
+    Raises:
+        EnvironmentFault: its versions differ from ours, or it does not answer.
+    """
+    try:
+        context = ray.init(
+            address=address,
+            namespace=config.ray.namespace,
+            ignore_reinit_error=True,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        raise EnvironmentFault(
+            f"The Ray cluster at {address} runs other versions.",
+            why=" ".join(str(error).split()),
+            remedy="Start it from this Python environment, or point RAY_ADDRESS at another one.",
+        ) from None
+    except ConnectionError as error:
+        raise EnvironmentFault(
+            f"The Ray cluster at {address} does not answer.",
+            why=str(error).strip().splitlines()[-1],
+            remedy="Stop it with `ray stop` and start again.",
+        ) from None
+    url = context.dashboard_url
+    return f"http://{url}" if url else ""
+
+
+def ask(namespace: str, actor: str, method: str, *arguments: Any, timeout: float) -> Any:
+    """Call a method of a named actor and wait; again where the actor is just being restarted.
+
+    Raises:
+        EsperError: the actor's own, or that it is not there or does not answer.
+    """
+    give_up = time.monotonic() + _RETRY_SECONDS
+    while True:
+        handle = find(actor, namespace)
+        if handle is None:
+            raise EnvironmentFault(
+                f"No actor {actor} is up in the namespace {namespace}.", remedy="Start the system with `esper up`."
+            )
+        try:
+            return ray.get(getattr(handle, method).remote(*arguments), timeout=timeout)
+        except ActorUnavailableError as error:
+            if time.monotonic() > give_up:
+                raise EnvironmentFault(f"The actor {actor} does not come back.", why=str(error)) from None
+            time.sleep(_RETRY_PAUSE_SECONDS)
+        except GetTimeoutError:
+            raise EnvironmentFault(
+                f"The actor {actor} did not answer within {timeout:.0f} s.",
+                remedy="Look at it in the Ray dashboard, or start anew with `esper down`.",
+            ) from None
+        except RayError as error:
+            known = explain(error)
+            if known is None:
+                raise
+            raise known from None
 
 
 def find(name: str, namespace: str) -> Any | None:
@@ -44,7 +110,8 @@ def create(specs: Mapping[str, ActorSpec], config: Config, tree: dict[str, Any])
 
 def start(spec: ActorSpec, config: Config, tree: dict[str, Any], cluster: Mapping[str, float]) -> Any:
     """Create one actor, or find it; returns its handle at once."""
-    shell: Any = ray.remote(concurrency_groups=dict(spec.groups))(spec.load())
+    remote: Any = ray.remote
+    shell = remote(concurrency_groups=dict(spec.groups))(spec.load())
     return shell.options(**options(spec, config, cluster)).remote(tree)
 
 

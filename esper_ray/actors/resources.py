@@ -6,6 +6,7 @@ asked for only where the cluster has a GPU. No ray in here: the table is data.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -99,8 +100,9 @@ def table(config: Config) -> dict[str, ActorSpec]:
 
 def options(spec: ActorSpec, config: Config, cluster: Mapping[str, float]) -> dict[str, Any]:
     """What ``ray.remote(Shell).options(...)`` gets; ``cluster`` is all that the cluster has, by resource."""
-    threads = spec.threads or config.run.threads
-    variables = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    threads = spec.threads or config.run.threads or os.cpu_count() or 1
+    # Ray gives each worker one thread by itself, and can then reuse a process that stands ready.
+    environment = {} if threads == 1 else {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
     return {
         "name": spec.name,
         "namespace": config.ray.namespace,
@@ -112,7 +114,7 @@ def options(spec: ActorSpec, config: Config, cluster: Mapping[str, float]) -> di
         "num_gpus": gpu_share(spec, config, cluster),
         "resources": {key: share for key, share in spec.custom.items() if cluster.get(key, 0.0) >= share},
         "max_concurrency": spec.concurrency,
-        "runtime_env": {"env_vars": variables},
+        "runtime_env": environment,
     }
 
 

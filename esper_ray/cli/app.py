@@ -1,0 +1,193 @@
+"""The commands: each parses its options, opens a session where it needs one, and prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import esper_ray
+from esper_ray import config as configuration
+from esper_ray.cli import show
+from esper_ray.config import Config
+
+app = typer.Typer(
+    name="esper",
+    help="A PyTorch model that grows while it trains, on Ray.",
+    epilog="Begin with `esper doctor`, then `esper run --fast --compare`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+settings_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+app.add_typer(settings_app, name="config")
+console = Console(highlight=False)
+
+File = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with settings.", metavar="FILE")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="One setting, such as run.epochs=20; may be repeated.", metavar="KEY=VALUE"),
+]
+RunId = Annotated[str, typer.Argument(help="A run's id, as `esper runs` shows it.", metavar="RUN")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(esper_ray.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version)] = False,
+) -> None:
+    pass
+
+
+def _load(file: Path | None, settings: list[str] | None) -> Config:
+    return configuration.load(file, settings or ())
+
+
+@app.command()
+def up(config: File = None, settings: Settings = None) -> None:
+    """Start the system: Ray if none runs, and all actors.
+
+    It stays up until `esper down`. Runs start faster then, and a run goes on when its terminal is closed.
+
+    Example: `esper up --set nissa.port=0`
+    """
+    from esper_ray.runtime import connect
+
+    with connect(_load(config, settings), say=_say) as session:
+        status = session.up()
+        session.leave()
+        show.system(console, session, status)
+
+
+@app.command()
+def down(config: File = None, settings: Settings = None) -> None:
+    """Stop the active run with a checkpoint, end all actors, and end Ray where `esper` started it."""
+    from esper_ray import cluster
+    from esper_ray.runtime import connect
+
+    loaded = _load(config, settings)
+    if cluster.locate(loaded) is None:
+        cluster.stop(loaded)
+        console.print("Nothing is up.")
+        return
+    with connect(loaded, start=False, say=_say) as session:
+        show.ended(console, session.down())
+
+
+@app.command()
+def status(
+    config: File = None,
+    settings: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show the actors, the bus, and the runs that are active or waiting."""
+    from esper_ray.runtime import connect
+
+    with connect(_load(config, settings), start=False, say=_say) as session:
+        found = session.status()
+        if as_json:
+            console.print_json(json.dumps(found))
+        else:
+            show.system(console, session, found)
+
+
+@app.command()
+def run(
+    config: File = None,
+    settings: Settings = None,
+    resume: Annotated[str | None, typer.Option(help="Continue this run where it ended.", metavar="RUN")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Train the controls too: the host alone, and the final size from scratch.")
+    ] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Less data and fewer epochs: about a minute.")] = False,
+    live: Annotated[
+        bool | None,
+        typer.Option("--live/--lockstep", help="Against the clock, or reproducible bit for bit.", show_default="live"),
+    ] = None,
+) -> None:
+    """Train a model that grows, and watch it.
+
+    Ctrl-C stops the run with a checkpoint; a second Ctrl-C leaves it running. Ray and the actors are started if they
+    are not up, and ended afterwards.
+
+    Examples:
+
+    `esper run --fast --compare`
+
+    `esper run --set run.dataset=digits --set run.epochs=40`
+
+    `esper run --resume glyphs-3fa9c2`
+    """
+    from esper_ray.cli.running import run_to_end
+    from esper_ray.runtime import connect
+
+    loaded = with_flags(config, settings, fast=fast, live=live)
+    with connect(loaded, say=_say) as session:
+        raise typer.Exit(run_to_end(console, session, loaded, compare=compare, resume=resume))
+
+
+def with_flags(file: Path | None, settings: list[str] | None, *, fast: bool, live: bool | None) -> Config:
+    """Flags beat the file, and what was set by hand beats the flags."""
+    from esper_ray.runtime import PRESETS
+
+    flags = list(PRESETS["fast" if fast else "default"])
+    if live is not None:
+        flags.append(f"run.mode={'live' if live else 'lockstep'}")
+    return configuration.load(file, [*flags, *(settings or ())])
+
+
+@app.command()
+def runs(config: File = None, settings: Settings = None) -> None:
+    """List the runs of this home folder, the newest first."""
+    show.runs(console, _load(config, settings).runs)
+
+
+@app.command()
+def report(run_id: RunId, config: File = None, settings: Settings = None) -> None:
+    """Write a run's report anew: a page and a picture in its folder."""
+    from esper_ray.runs import report as write
+
+    console.print(write(_load(config, settings).runs, run_id))
+
+
+@app.command()
+def doctor(config: File = None, settings: Settings = None) -> None:
+    """Check this machine: versions, compiler, Redis, ports, memory, disk; say what is missing and how to get it."""
+    from esper_ray.doctor import examine
+
+    findings = examine(_load(config, settings))
+    show.findings(console, findings)
+    if any(finding.verdict == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+@settings_app.command("show")
+def show_settings(config: File = None, settings: Settings = None) -> None:
+    """Print every key with its value and its meaning."""
+    show.settings(console, _load(config, settings))
+
+
+@settings_app.command("check")
+def check_settings(file: Annotated[Path, typer.Argument(help="A YAML file.", metavar="FILE")]) -> None:
+    """Say whether a file is a valid configuration."""
+    from esper_ray.actors.resources import table
+
+    table(configuration.load(file))
+    console.print(f"{file} is valid.")
+
+
+def _say(line: str) -> None:
+    style = "yellow" if line.startswith("warning") else "dim"
+    console.print(line, style=style, soft_wrap=True)
+
+
+__all__ = ["app", "with_flags"]

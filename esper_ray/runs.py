@@ -1,0 +1,69 @@
+"""The run folders on disk: list them, write their reports, export their models. No Ray, no torch until it is needed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esper_ray.errors import RunError
+
+CONTROLS = ("host", "final")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run as its folder tells it; ``result`` is empty while it is not over."""
+
+    path: Path
+    manifest: dict[str, Any]
+    result: dict[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+
+def find(runs: Path, run_id: str) -> RunFolder:
+    """A run's folder.
+
+    Raises:
+        RunError: there is none of that name.
+    """
+    manifest = read_json(runs / run_id / "manifest.json") if "/" not in run_id else {}
+    if not manifest:
+        raise RunError(f"There is no run {run_id} in {runs}.", remedy="`esper runs` lists them.")
+    return RunFolder(runs / run_id, manifest, read_json(runs / run_id / "result.json"))
+
+
+def every(runs: Path) -> list[RunFolder]:
+    """All runs, the newest first."""
+    found = [find(runs, path.parent.name) for path in runs.glob("*/manifest.json")]
+    return sorted(found, key=lambda run: str(run.manifest.get("started_at", "")), reverse=True)
+
+
+def arms_of(runs: Path, run_id: str) -> list[Path]:
+    """The folders of the controls that were trained beside a run."""
+    folders = [runs / f"{run_id}-{arm}" for arm in CONTROLS]
+    return [folder for folder in folders if (folder / "manifest.json").exists()]
+
+
+def report(runs: Path, run_id: str) -> Path:
+    """Write the report of a run, beside its controls where there are any; returns the page's path.
+
+    Raises:
+        RunError: there is no such run, or it has no epoch yet.
+    """
+    from esper_ray.nissa.report import write_report
+
+    return write_report(find(runs, run_id).path, arms_of(runs, run_id))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's content, empty where there is none (yet)."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return {}
+    return content
