@@ -48,7 +48,7 @@ def load_keys(path: Path) -> KeyRing:
     text = os.environ.get(ENVIRONMENT_KEYS)
     if text is None:
         if not path.exists():
-            atomic.write_text(path, f"k{secrets.token_hex(2)}:{secrets.token_hex(32)}\n", mode=0o600)
+            atomic.create_bytes(path, f"k{secrets.token_hex(2)}:{secrets.token_hex(32)}\n".encode(), mode=0o600)
         text = path.read_text().strip().replace("\n", ",")
     try:
         pairs = [item.split(":") for item in text.split(",") if item]

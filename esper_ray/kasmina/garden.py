@@ -1,6 +1,6 @@
 """All the seeds of one model: takes commands, grafts ready kernels, trains isolated seeds, ramps alpha.
 
-The trainer drives it: `before_step` and `after_backward` around each step, `close_epoch` with the measured figures,
+The trainer drives it: `before_step` and `train_isolated` in each step, `close_epoch` with the measured figures,
 `apply` for each command. What happened is in `drain_events`, each event once. The gates run in `advance.py`.
 """
 
@@ -316,20 +316,30 @@ class Garden:
         seed.flops_forward = int(kernel.metadata["flops_forward"])
         seed.flops_backward = int(kernel.metadata["flops_backward"])
 
-    def after_backward(
-        self, step: int, inputs: Tensor, targets: Tensor, loss_function: LossFunction, host_loss: Tensor
-    ) -> bool:
-        """Train the isolated seeds on this batch, if it is one of theirs; True when a shadow pass was made.
+    def structure(self) -> tuple[tuple[int, int, bool], ...]:
+        """(seed, stage, in the path) of each taken slot: models of equal structure cost the same."""
+        return tuple((seed.number, int(seed.stage), seed.alpha > 0.0) for seed in self.seeds)
 
-        The host's gradients are in place when this is called, and the monitor checks that they stay as they are.
+    def shadow_due(self, step: int) -> str:
+        """Which extra work this step has: "" for none, "shadow", or "watched" where the monitor looks on as well."""
+        share = self.config.shadow_share
+        if not self.in_stage(Stage.TRAINING) or int((step + 1) * share) == int(step * share):
+            return ""
+        every = self.config.monitor_every
+        return "watched" if self.isolated_steps % every == 0 else "shadow"
+
+    def train_isolated(
+        self, step: int, inputs: Tensor, targets: Tensor, loss_function: LossFunction, host_loss: Tensor, *, watch: bool
+    ) -> None:
+        """Give the isolated seeds their gradients on this batch.
+
+        The host's gradients are in place when this is called; with ``watch`` the monitor checks that they are those
+        of a model without the seeds, and stay so.
         """
         isolated = self.in_stage(Stage.TRAINING)
-        if not isolated or int(step * self.config.shadow_share) == int((step - 1) * self.config.shadow_share):
-            return False
         self.isolated_steps += 1
-        watched = self.isolated_steps % self.config.monitor_every == 1 or self.config.monitor_every == 1
         expected = None
-        if watched:
+        if watch:
             expected = isolation.host_gradients(self.model, self.switch, inputs, targets, loss_function)
         seed = derive_seed(self._run_seed, "shadow", step)
         loss = isolation.shadow_loss(self.model, self.switch, inputs, targets, loss_function, seed=seed)
@@ -343,7 +353,6 @@ class Garden:
             each.gradient_norm = float(torch.stack(norms).norm()) if norms else 0.0
             each.evidence["norms"].append(each.gradient_norm)
             each.evidence["advantages"].append(advantage)
-        return True
 
     def _check_isolation(self, reading: isolation.IsolationReading, isolated: Sequence[Seed], step: int) -> None:
         self.checks += 1

@@ -40,12 +40,14 @@ def ask(source: KernelSource, seed: Seed) -> Pending:
 
 
 def bear(kernel: Kernel, seed: Seed, *, run_seed: int, branch: int) -> nn.Module:
-    """Build the newborn block: its weights are drawn by (run seed, branch, number), not taken from the artifact."""
+    """Build the newborn block: its weights are drawn by (run seed, branch, number), not taken from the artifact.
+
+    It runs eagerly, whatever strategy the forge found faster: warming up compiled code stops the training for longer
+    than a graft may take.
+    """
     generator = torch.Generator().manual_seed(derive_seed(run_seed, "birth", branch, seed.number))
-    module = blueprints.build(kernel.spec.blueprint, kernel.spec.signature, kernel.spec.parameters, generator=generator)
-    if kernel.metadata.get("strategy") == "compiled":
-        module.compile(dynamic=False)
-    return module
+    spec = kernel.spec
+    return blueprints.build(spec.blueprint, spec.signature, spec.parameters, generator=generator)
 
 
 def birth_evidence(kernel: Kernel, module: nn.Module, info: SlotInfo, *, run_seed: int) -> dict[str, float | bool]:

@@ -32,6 +32,25 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def create_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> bool:
+    """Write ``path`` if nobody did yet: of several processes exactly one gets True, and all find its content.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
+    write_bytes(draft, data, mode=mode)
+    with _explained(path):
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return False
+        finally:
+            draft.unlink()
+        sync_folder(path.parent)
+    return True
+
+
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
     """As `write_bytes`, for UTF-8 text."""
     write_bytes(path, text.encode(), mode=mode)

@@ -73,9 +73,9 @@ def _keep_or_cull(view: RunView, seed: SeedState, config: TamiyoConfig) -> Propo
 
 
 def _watched_enough(view: RunView, seed: SeedState, config: TamiyoConfig) -> bool:
-    """Whether the seed is on probation for the configured number of boundaries."""
-    recent = view.states[-config.probation_epochs :]
-    return len(recent) == config.probation_epochs and all(
+    """Whether the seed spent the configured number of whole epochs on probation."""
+    recent = view.states[-config.probation_epochs - 1 :]
+    return len(recent) == config.probation_epochs + 1 and all(
         any(each.seed == seed.seed and each.stage is Stage.PROBATIONARY for each in state.seeds) for state in recent
     )
 

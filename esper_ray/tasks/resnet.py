@@ -1,23 +1,34 @@
 """`resnet-lite`: a small convolutional host with a slot behind each stage.
 
-Shapes: images [N, C, H, W]; stage k works on [N, width * 2**k, H / 2**k, W / 2**k].
+Shapes: images [N, C, H, W]; stage k = 0, 1, 2 works on [N, width * 2**k, H / 2**k, W / 2**k].
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
-class Stage(nn.Sequential):
-    """3x3 convolution, group normalisation, ReLU: [N, inputs, H, W] -> [N, outputs, H/stride, W/stride]."""
+def _convolution(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
+    """3x3 convolution, group normalisation, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        nn.GroupNorm(max(1, outputs // 8), outputs),
+        nn.ReLU(),
+    )
+
+
+class Stage(nn.Module):
+    """A convolution into the stage's shape, a residual one behind it: [N, inputs, H, W] -> [N, outputs, H/s, W/s]."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
-        super().__init__(
-            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-            nn.GroupNorm(max(1, outputs // 8), outputs),
-            nn.ReLU(),
-        )
+        super().__init__()
+        self.enter = _convolution(inputs, outputs, stride=stride)
+        self.refine = _convolution(outputs, outputs, stride=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.enter(h)
+        refined: Tensor = self.refine(h)
+        return h + refined
 
 
 class ResNetLite(nn.Module):
@@ -34,5 +45,6 @@ class ResNetLite(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, classes]."""
-        features = self.stage3(self.stage2(self.stage1(images)))
-        return self.head(torch.mean(features, dim=(2, 3)))  # type: ignore[no-any-return]
+        features: Tensor = self.stage3(self.stage2(self.stage1(images)))
+        logits: Tensor = self.head(features.mean(dim=(2, 3)))
+        return logits

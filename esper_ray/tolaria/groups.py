@@ -5,6 +5,8 @@ Nothing here ever touches another parameter's moments.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -38,6 +40,12 @@ class Groups:
             self.optimizer.add_param_group({"params": parameters, "seed": seed.number})
         self._seeds[seed.number] = seed
 
+    def plant(self, seed: Seed) -> None:
+        """The parameters of a block that was there before training began belong to the host's own group."""
+        assert seed.branch is not None
+        self.optimizer.param_groups[0]["params"].extend(seed.branch.parameters())
+        self._host = list(self._model.parameters())
+
     def release(self, seed: Seed) -> None:
         """Take a seed's parameters and moments out."""
         assert seed.branch is not None
@@ -48,7 +56,7 @@ class Groups:
         self._seeds.pop(seed.number, None)
 
     def leftovers(self, seed: int) -> int:
-        groups = sum(group["seed"] == seed for group in self.optimizer.param_groups)
+        groups = sum(int(group["seed"]) == seed for group in self.optimizer.param_groups)
         return groups + int(seed in self._seeds)
 
     def fossilise(self, seed: Seed) -> None:
@@ -73,6 +81,6 @@ class Groups:
         return self._seeds
 
 
-def _clip(parameters: list[Tensor], limit: float) -> Tensor | None:
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.clip_grad_norm_(parameters, limit) if parameters else None
+def _clip(parameters: Sequence[Tensor], limit: float) -> Tensor | None:
+    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.clip_grad_norm_(with_gradient, limit) if with_gradient else None

@@ -1,0 +1,168 @@
+"""The rooms' ports over Ray: how Tolaria's process reaches Tamiyo and Urza by name.
+
+A handle is looked up anew after its actor was lost, so a restarted actor is found again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from esper_ray.contracts.ports import Kernel, KernelSpec, RunOpening
+from esper_ray.errors import EnvironmentFault, EsperError, KernelMissing, StoreUnavailable
+
+T = TypeVar("T")
+_OPEN_SECONDS = 60.0
+_PAUSE_SECONDS = 0.2
+
+
+class ByName:
+    """Calls methods of a named actor without waiting."""
+
+    def __init__(self, name: str, namespace: str) -> None:
+        self._name, self._namespace = name, namespace
+        self._handle: Any = None
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """The reference of the call's result.
+
+        Raises:
+            EnvironmentFault: there is no actor of that name now.
+        """
+        try:
+            if self._handle is None:
+                self._handle = ray.get_actor(self._name, namespace=self._namespace)
+            return getattr(self._handle, method).remote(*arguments)
+        except (ValueError, RayActorError) as error:
+            self.forget()
+            raise EnvironmentFault(f"The actor {self._name} is not there.", why=str(error).splitlines()[0]) from None
+
+    def forget(self) -> None:
+        """Look the actor up anew at the next call."""
+        self._handle = None
+
+    def result(self, reference: Any, timeout: float | None) -> Any:
+        """The result, or None when it is not there in time.
+
+        Raises:
+            EsperError: the actor's own, or that it was lost.
+        """
+        try:
+            return ray.get(reference, timeout=timeout)
+        except GetTimeoutError:
+            return None
+        except RayTaskError as error:
+            cause = error.cause
+            raise (
+                cause
+                if isinstance(cause, EsperError)
+                else EnvironmentFault(f"{self._name} met a fault of its own.", why=str(error).strip().splitlines()[-1])
+            ) from None
+        except RayActorError as error:
+            self.forget()
+            raise EnvironmentFault(f"The actor {self._name} was lost.", why=str(error).splitlines()[0]) from None
+
+
+class RayAnswer(Generic[T]):
+    """One call that is out."""
+
+    def __init__(self, actor: ByName, method: str, *arguments: Any) -> None:
+        self._actor, self._reference = actor, actor.call(method, *arguments)
+
+    def wait(self, timeout: float | None) -> T | None:
+        answer: T | None = self._actor.result(self._reference, timeout)
+        return answer
+
+
+class NoAnswer(Generic[T]):
+    """A call that could not be made: the fault comes where the answer is waited for."""
+
+    def __init__(self, fault: EsperError) -> None:
+        self._fault = fault
+
+    def wait(self, timeout: float | None) -> T | None:  # noqa: ARG002
+        raise self._fault
+
+
+class RemoteDecider:
+    """Tamiyo in its own process."""
+
+    def __init__(self, namespace: str) -> None:
+        self._tamiyo = ByName("tamiyo", namespace)
+
+    def open_run(self, opening: RunOpening) -> None:
+        _until_done(lambda: RayAnswer[bool](self._tamiyo, "open_run", opening).wait(_OPEN_SECONDS))
+
+    def decide(self, run: str, state: Sequence[bytes]) -> RayAnswer[list[bytes]] | NoAnswer[list[bytes]]:
+        try:
+            return RayAnswer(self._tamiyo, "decide", run, list(state))
+        except EnvironmentFault as fault:
+            return NoAnswer(fault)
+
+    def close_run(self, run: str) -> None:
+        _until_done(lambda: RayAnswer[bool](self._tamiyo, "close_run", run).wait(_OPEN_SECONDS))
+
+
+class RemoteKernels:
+    """Urza in its own process. A kernel that the forge has not made yet is waited for, not an error."""
+
+    def __init__(self, namespace: str) -> None:
+        self._urza = ByName("urza", namespace)
+
+    def fetch(self, spec: KernelSpec) -> KernelAnswer:
+        return KernelAnswer(self._urza, spec)
+
+
+class KernelAnswer:
+    """Asks until the kernel is there; one call is out at a time."""
+
+    def __init__(self, urza: ByName, spec: KernelSpec) -> None:
+        self._urza, self._spec = urza, spec
+        self._reference: Any = None
+        self._next = 0.0
+
+    def wait(self, timeout: float | None) -> Kernel | None:
+        """The kernel, or None when it is not there in time.
+
+        Raises:
+            EsperError: Urza refused for good, for a corrupt artifact say.
+        """
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        while True:
+            kernel = self._try(max(0.0, min(1.0, deadline - time.monotonic())))
+            if kernel is not None or time.monotonic() >= deadline:
+                return kernel
+            time.sleep(min(_PAUSE_SECONDS, max(0.0, deadline - time.monotonic())))
+
+    def _try(self, timeout: float) -> Kernel | None:
+        try:
+            if self._reference is None:
+                if time.monotonic() < self._next:
+                    return None
+                self._reference = self._urza.call("get", self._spec)
+            kernel: Kernel | None = self._urza.result(self._reference, timeout)
+        except (KernelMissing, StoreUnavailable, EnvironmentFault):
+            self._reference, self._next = None, time.monotonic() + _PAUSE_SECONDS
+            return None
+        return kernel
+
+
+def _until_done(call: Callable[[], Any]) -> None:
+    """Repeat an idempotent call while its actor is being restarted.
+
+    Raises:
+        EnvironmentFault: it is still away after a minute.
+    """
+    give_up = time.monotonic() + _OPEN_SECONDS
+    while True:
+        try:
+            call()
+            return
+        except EnvironmentFault:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(_PAUSE_SECONDS)

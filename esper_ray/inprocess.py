@@ -1,0 +1,90 @@
+"""A whole run in this one process: no Ray, no bus. For scripts, tests and benchmarks.
+
+The parts are the real ones; only the hops between processes are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from esper_ray.config import Config
+from esper_ray.contracts.messages import blueprint_number
+from esper_ray.contracts.ports import Candidate, Kernel, KernelSpec, Publisher, RunOpening, SlotInfo
+from esper_ray.contracts.signing import load_keys
+from esper_ray.karn.catalog import CATALOG
+from esper_ray.tamiyo.controller import Tamiyo
+from esper_ray.tezzeret import compiler
+from esper_ray.tolaria.trainer import Surroundings
+from esper_ray.urza.artifacts import pack
+
+T = TypeVar("T")
+
+
+class Immediate(Generic[T]):
+    """An answer that is there already, or the fault that came instead."""
+
+    def __init__(self, produce: Callable[[], T]) -> None:
+        self._produce = produce
+
+    def wait(self, timeout: float | None) -> T:  # noqa: ARG002
+        return self._produce()
+
+
+class LocalDecider:
+    """Tamiyo in this process."""
+
+    def __init__(self, tamiyo: Tamiyo) -> None:
+        self.tamiyo = tamiyo
+
+    def open_run(self, opening: RunOpening) -> None:
+        self.tamiyo.open_run(opening)
+
+    def decide(self, run: str, state: Sequence[bytes]) -> Immediate[list[bytes]]:
+        return Immediate(lambda: self.tamiyo.decide(run, state))
+
+    def close_run(self, run: str) -> None:
+        self.tamiyo.close_run(run)
+
+
+class LocalKernels:
+    """Builds and checks each kernel when it is first asked for, as the forge does."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Kernel] = {}
+
+    def fetch(self, spec: KernelSpec) -> Immediate[Kernel]:
+        return Immediate(lambda: self._make(spec))
+
+    def _make(self, spec: KernelSpec) -> Kernel:
+        if spec.key not in self._made:
+            self._made[spec.key] = pack(spec, *compiler.make(spec))
+        return self._made[spec.key]
+
+
+def candidates(slot: SlotInfo) -> list[Candidate]:
+    """What Karn offers for a slot."""
+    return [
+        Candidate(
+            slot=slot.index,
+            blueprint=blueprint_number(blueprint.id),
+            family=blueprint.family,
+            parameters=blueprint.parameters(slot.signature),
+            flops=blueprint.flops(slot.signature),
+        )
+        for blueprint in CATALOG.query(slot.signature).candidates
+    ]
+
+
+def surroundings(config: Config, *, kernels: Any = None, publisher: Publisher | None = None) -> Surroundings:
+    """Everything a `Trainer` talks to, in this process."""
+    keys = load_keys(config.home / "keys" / "signing")
+    tamiyo = Tamiyo(config, keys, journal=config.home / "journals" / "tamiyo.db", publisher=publisher)
+    return Surroundings(
+        decider=LocalDecider(tamiyo),
+        kernels=kernels or LocalKernels(),
+        candidates=candidates,
+        keys=keys,
+        publisher=publisher,
+        backends={"processes": "one, without Ray", "bus": "none"},
+    )

@@ -1,0 +1,378 @@
+"""One training run, from its manifest to its result.
+
+The loop is: train an epoch, measure it on the validation split, let the gates judge, do the boundary, write it all
+down, checkpoint. A run is resumed from its newest checkpoint and repeats what its journal says it did.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper_ray.config import Config
+from esper_ray.contracts.enums import EmergencyLevel
+from esper_ray.contracts.enums import SeedLifecycleStage as Stage
+from esper_ray.contracts.ports import Candidate, Decider, KernelSource, Publisher, RunOpening, SlotInfo
+from esper_ray.contracts.signing import KeyRing, Signer, Verifier
+from esper_ray.errors import CheckpointError, RunError
+from esper_ray.kasmina import snapshot
+from esper_ray.kasmina.garden import Garden
+from esper_ray.kasmina.slot import Seed
+from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
+from esper_ray.reliability.ids import derive_seed
+from esper_ray.tasks import Task, build_task
+from esper_ray.tolaria import checkpoint as checkpoints
+from esper_ray.tolaria import rows
+from esper_ray.tolaria.boundary import Boundary, Exchange
+from esper_ray.tolaria.checkpoint import Checkpoint, CheckpointWriter
+from esper_ray.tolaria.costs import CostMeter
+from esper_ray.tolaria.groups import Groups
+from esper_ray.tolaria.learning_rate import LearningRates
+from esper_ray.tolaria.measure import Quality, evaluate, measure_seeds
+from esper_ray.tolaria.recorder import Recorder
+
+
+class Stopped(Exception):
+    """The run was asked to stop; it can be resumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block that is part of the model from its first step."""
+
+    slot: int
+    blueprint: str
+    parameters: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What to train.
+
+    Attributes:
+        arm: what the run is for: "grown", "host" (never grows) or "final" (born with ``blocks``).
+        flops: a budget that replaces ``run.epochs``: the run has as many steps as it pays for.
+    """
+
+    run: str
+    config: Config
+    arm: str = "grown"
+    resume: bool = False
+    blocks: tuple[Block, ...] = ()
+    flops: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Whom a run talks to. ``should_stop`` is asked between steps; ``on_progress`` is told now and then."""
+
+    decider: Decider
+    kernels: KernelSource
+    candidates: Callable[[SlotInfo], list[Candidate]]
+    keys: KeyRing
+    publisher: Publisher | None = None
+    backends: Mapping[str, str] = field(default_factory=dict)
+    should_stop: Callable[[], bool] = lambda: False
+    on_progress: Callable[[dict[str, Any]], None] = lambda _: None
+    clock: Clock = SYSTEM_CLOCK
+
+
+class Trainer:
+    """One run in the making. `run` does it."""
+
+    def __init__(self, request: RunRequest, around: Surroundings) -> None:
+        self.request, self.around, self.config = request, around, request.config
+        run = self.config.run
+        self.device = rows.pick_device(run.device)
+        self.lockstep = run.mode == "lockstep"
+        self.folder: Path = self.config.runs / request.run
+        self.recorder = Recorder(self.folder, request.run, around.publisher, clock=around.clock)
+        self.task: Task = build_task(run, self.config.home / "data", self.device)
+        self.train, self.validation = self.task.data.train.to(self.device), self.task.data.validation.to(self.device)
+        self.model = self.task.model
+        self.meter = CostMeter()
+        self.garden = Garden(
+            self.model,
+            self.task.slots,
+            self.config.seeds,
+            around.kernels,
+            self,
+            run_seed=run.seed,
+            max_parameters=run.max_parameters,
+            lockstep=self.lockstep,
+        )
+        self.host_parameters = self.garden.parameter_count()
+        self.steps_per_pass = len(self.train) // run.batch_size
+        self.steps_per_epoch = run.boundary_every or self.steps_per_pass
+        self.step = self.epoch = self.missed = 0
+        self.seconds = 0.0
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._gradient_norm = torch.zeros(())
+
+    # What the garden asks for
+
+    def adopt(self, seed: Seed) -> None:
+        self.rates.born(seed.number, self.step)
+        self.groups.adopt(seed)
+
+    def release(self, seed: Seed) -> None:
+        self.rates.gone(seed.number)
+        self.groups.release(seed)
+
+    def fossilise(self, seed: Seed) -> None:
+        self.groups.fossilise(seed)
+
+    def leftovers(self, seed: int) -> int:
+        return self.groups.leftovers(seed)
+
+    def planned_graft(self, seed: int) -> int | None:
+        return self.recorder.planned_graft(self.garden.branch, seed)
+
+    def record_graft(self, seed: int, step: int) -> None:
+        self.recorder.record_graft(self.garden.branch, seed, step)
+
+    # The run
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; returns the row of ``result.json``.
+
+        Raises:
+            Stopped: ``should_stop`` said so; the run can be resumed.
+            RunError: the loss is not finite; the last checkpoint stands.
+        """
+        try:
+            return self._run()
+        finally:
+            self.recorder.close()
+
+    def _run(self) -> dict[str, Any]:
+        saved = checkpoints.read_latest(self.folder / "checkpoints") if self.request.resume else None
+        if saved is None:
+            for block in self.request.blocks:
+                self.garden.plant_fossil(block.slot, block.blueprint, block.parameters)
+        self.groups = Groups(self.model, self.config.optimizer)
+        self.total_steps = self._plan_steps(saved)
+        self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        self.rates = LearningRates(self.config.optimizer, self.total_steps)
+        if saved is not None:
+            self._restore(saved)
+        self.recorder.rewind(self.epoch)
+        self.recorder.manifest(rows.manifest(self))
+        self.around.decider.open_run(self._opening())
+        self.boundary = self._make_boundary()
+        self.recorder.telemetry(self.epoch, [], rows.started(self))
+        writer = CheckpointWriter(self.folder / "checkpoints", keep=self.config.run.keep_checkpoints)
+        try:
+            while self.step < self.total_steps:
+                self._one_epoch(writer)
+            return self._finish()
+        finally:
+            writer.finish()
+            writer.close()
+
+    def _plan_steps(self, saved: Checkpoint | None) -> int:
+        if saved is not None:
+            return int(saved.data["total_steps"])
+        if self.request.flops is None:
+            return self.config.run.epochs * self.steps_per_epoch
+        batch = self.config.run.batch_size
+        with torch.random.fork_rng(devices=[]), self.meter.charge(("step", self.garden.structure()), batch):
+            loss = self.task.loss(self.model(self.train.inputs[:batch]), self.train.targets[:batch])
+            torch.autograd.grad(loss, list(self.model.parameters()))
+        evaluate(self.model, self.validation, self.meter, self.garden.structure())
+        per_step = self.meter.per_sample(("step", self.garden.structure())) * batch
+        per_epoch = self.meter.per_sample(("evaluate", self.garden.structure())) * len(self.validation)
+        left = self.request.flops - self.meter.total
+        return max(2 * self.steps_per_epoch, round(left / (per_step + per_epoch / self.steps_per_epoch)))
+
+    def _make_boundary(self) -> Boundary:
+        keys, clock = self.around.keys, self.around.clock
+        return Boundary(
+            self.around.decider,
+            Signer(keys, "tolaria", clock=clock),
+            Verifier(keys, clock=clock, seen=self.recorder.nonces()),
+            apply=self.garden.apply,
+            lockstep=self.lockstep,
+        )
+
+    def _opening(self) -> RunOpening:
+        grows = self.request.arm == "grown"
+        return RunOpening(
+            run=self.request.run,
+            seed=self.config.run.seed,
+            slots=self.task.slots,
+            candidates=tuple(c for slot in self.task.slots for c in self.around.candidates(slot)) if grows else (),
+            controller=self.config.tamiyo.controller if grows else "never",
+            epochs=self.epochs,
+            host_parameters=self.host_parameters,
+            max_parameters=self.config.run.max_parameters,
+            epoch=self.epoch,
+            branch=self.garden.branch,
+        )
+
+    # An epoch
+
+    def _one_epoch(self, writer: CheckpointWriter) -> None:
+        start = time.perf_counter()
+        self._loss_sum.zero_()
+        steps = min(self.steps_per_epoch, self.total_steps - self.step)
+        for _ in range(steps):
+            if self.around.should_stop():
+                raise Stopped
+            self.train_step()
+        trained = time.perf_counter()
+        training_loss = float(self._loss_sum) / steps
+        self.epoch += 1
+        quality = self._measure(training_loss)
+        self._close_stages(quality)
+        exchange = self._do_boundary(training_loss, quality)
+        self.seconds += time.perf_counter() - start
+        step_ms = (trained - start) * 1e3 / steps
+        self._write_down(training_loss, quality, exchange, step_ms)
+        writer.submit(self._checkpoint())
+
+    def train_step(self) -> None:
+        """One optimizer step of the host and of whatever seeds are in it."""
+        garden, step = self.garden, self.step
+        garden.before_step(step)
+        inputs, targets = self._batch(step)
+        structure, count = garden.structure(), len(targets)
+        with self.meter.charge(("step", structure), count):
+            loss = self.task.loss(self.model(inputs), targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+        extra = garden.shadow_due(step)
+        if extra:
+            with self.meter.charge((extra, structure), count):
+                garden.train_isolated(step, inputs, targets, self.task.loss, loss, watch=extra == "watched")
+        self._gradient_norm = self.groups.clip()
+        self.rates.write(self.groups.optimizer, step)
+        self.groups.optimizer.step()
+        self.groups.optimizer.zero_grad(set_to_none=True)
+        self._loss_sum += loss.detach()
+        self.step += 1
+        if step % 10 == 0:
+            self.around.on_progress(rows.progress(self))
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of ``step``: each pass over the data has an order of its own, named by the run's seed."""
+        number, place = divmod(step, self.steps_per_pass)
+        if self._order[0] != number:
+            generator = torch.Generator().manual_seed(derive_seed(self.config.run.seed, "order", number))
+            self._order = (number, torch.randperm(len(self.train), generator=generator).to(self.device))
+        size = self.config.run.batch_size
+        chosen = self._order[1][place * size : (place + 1) * size]
+        return self.train.inputs[chosen], self.train.targets[chosen]
+
+    def _measure(self, training_loss: float) -> Quality:
+        quality = evaluate(self.model, self.validation, self.meter, self.garden.structure())
+        if not (math.isfinite(training_loss) and math.isfinite(quality.loss)):
+            reason = f"The loss of {self.request.run} is not finite in epoch {self.epoch}."
+            self.recorder.emergency(EmergencyLevel.HALT, reason)
+            raise RunError(
+                reason,
+                why="The optimizer diverged, or the data holds NaN.",
+                remedy="Lower optimizer.learning_rate; the last checkpoint stands and `esper run --resume` uses it.",
+            )
+        return quality
+
+    def _close_stages(self, quality: Quality) -> None:
+        measured = measure_seeds(self.garden, self.validation, quality, self.meter, self.garden.structure())
+        for seed in self.garden.seeds:
+            seed.learning_rate = self.rates.seed_rate(seed.number, self.step)
+        self.garden.close_epoch(
+            self.epoch,
+            step=self.step,
+            steps_per_epoch=self.steps_per_epoch,
+            loss=quality.loss,
+            measured=measured,
+        )
+
+    def _do_boundary(self, training_loss: float, quality: Quality) -> Exchange:
+        state = rows.system_state(self, training_loss, quality)
+        planned = self.recorder.planned_decision(self.garden.branch, self.epoch)
+        exchange = self.boundary.exchange(state, planned)
+        if planned is None:
+            self.recorder.record_decision(self.garden.branch, self.epoch, exchange.envelopes, exchange.missed)
+        self.missed += bool(exchange.missed)
+        return exchange
+
+    def _write_down(self, training_loss: float, quality: Quality, exchange: Exchange, step_ms: float) -> None:
+        row = rows.epoch_row(self, training_loss, quality, exchange, step_ms, float(self._gradient_norm))
+        events = [*self.garden.drain_events(), rows.decision(exchange)]
+        self.recorder.epoch(row, events, rows.points(row, events))
+        self.recorder.mirror(exchange.packets, exchange.envelopes)
+        self.around.on_progress(rows.progress(self, row))
+
+    def _finish(self) -> dict[str, Any]:
+        self.around.decider.close_run(self.request.run)
+        quality = evaluate(self.model, self.validation, self.meter, ("final", self.garden.structure()))
+        test = evaluate(self.model, self.task.data.test.to(self.device), CostMeter(), "test")
+        result = rows.result(self, quality, test)
+        self.recorder.result(result)
+        self.recorder.telemetry(self.epoch, [], rows.finished(result))
+        return result
+
+    # Checkpoints
+
+    def _checkpoint(self) -> Checkpoint:
+        seeds = {
+            s.number: s.branch for s in self.garden.seeds if s.branch is not None and s.stage is not Stage.FOSSILIZED
+        }
+        names = checkpoints.names_of(self.model, seeds)
+        garden, branches = snapshot.save(self.garden)
+        _, moments = checkpoints.pack_optimizer(self.groups.optimizer, names)
+        tensors = {
+            **{f"model/{name}": value for name, value in self.model.state_dict().items()},
+            **{f"seeds/{name}": value for name, value in branches.items()},
+            **{f"optimizer/{name}": value for name, value in moments.items()},
+            "generator/cpu": torch.get_rng_state(),
+        }
+        data = {
+            "run": self.request.run,
+            "seed": self.config.run.seed,
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "missed": self.missed,
+            "seconds": self.seconds,
+            "host_parameters": self.host_parameters,
+            "garden": garden,
+            "rates": self.rates.save(),
+            "costs": self.meter.save(),
+        }
+        return Checkpoint(self.epoch, data, tensors)
+
+    def _restore(self, saved: Checkpoint) -> None:
+        data = saved.data
+        if data["run"] != self.request.run or data["seed"] != self.config.run.seed:
+            raise CheckpointError(
+                f"The checkpoint belongs to {data['run']} with seed {data['seed']}.",
+                why=f"This is {self.request.run} with seed {self.config.run.seed}.",
+                remedy="Resume a run under its own name and configuration.",
+            )
+        self.epoch, self.step = saved.epoch, int(data["step"])
+        self.missed, self.seconds = int(data["missed"]), float(data["seconds"])
+        self.rates.load(data["rates"])
+        self.meter.load(data["costs"])
+        snapshot.restore(self.garden, data["garden"], saved.group("seeds"))
+        for seed in self.garden.seeds:
+            if seed.branch is None:
+                continue
+            if seed.born_epoch == 0 and seed.stage is Stage.FOSSILIZED:
+                self.groups.plant(seed)
+                continue
+            self.groups.adopt(seed)
+            if seed.stage is Stage.FOSSILIZED:
+                self.groups.fossilise(seed)
+        self.model.load_state_dict(saved.group("model"))
+        seeds = {number: seed.branch for number, seed in self.groups.seeds.items() if seed.branch is not None}
+        names = checkpoints.names_of(self.model, seeds)
+        checkpoints.unpack_optimizer(self.groups.optimizer, saved.group("optimizer"), names)
+        torch.set_rng_state(saved.tensors["generator/cpu"])
