@@ -29,6 +29,7 @@ class OonaActor:
         self._publisher = connect_publisher(config, "oona")
         self._report: BusReport | None = None
         self._fault = "not reached yet"
+        self._told: dict[tuple[str, ...], float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="oona-keeper", daemon=True)
         self._thread.start()
@@ -63,9 +64,17 @@ class OonaActor:
         while not self._stop.is_set():
             try:
                 self._report = self._keeper.round()
-                publish_telemetry(self._publisher, "oona", "", 0, self._report.points())
+                self._tell(self._report)
                 self._fault = ""
-            except BusAway as error:
-                self._fault = str(error)
-                log.warning("the bus is away: %s", error)
+            except Exception as error:
+                # A control loop outlives its faults: this one is tried again in the next round, and shown until then.
+                self._fault = str(error) or repr(error)
+                log.warning("the bus could not be kept: %s", error, exc_info=not isinstance(error, BusAway))
             self._stop.wait(_ROUND_SECONDS)
+
+    def _tell(self, report: BusReport) -> None:
+        """Only what changed: a bus at rest writes nothing into anybody's store."""
+        points = {(point.key, *point.labels.values()): point for point in report.points()}
+        changed = [point for name, point in points.items() if self._told.get(name) != point.value]
+        publish_telemetry(self._publisher, "oona", "", 0, changed)
+        self._told = {name: point.value for name, point in points.items()}

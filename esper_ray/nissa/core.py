@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -21,6 +22,8 @@ from esper_ray.nissa.records import Record
 from esper_ray.nissa.view import View
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 from esper_ray.reliability.ids import new_event_id
+
+log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 1.0
 _PRUNE_TICKS = 3600
@@ -124,13 +127,19 @@ class Nissa:
     def _tick(self) -> None:
         ticks = 0
         while not self._stop.wait(_TICK_SECONDS):
-            now = self._clock.now_ns()
-            self.ingest.tick(now)
-            with self.ingest.lock:
-                self.metrics.count("nd", value=self.store.state().dropped)
-            if ticks % _PRUNE_TICKS == 0:
-                self.store.prune(now - RETENTION_DAYS * _DAY_NS)
+            try:
+                self._look_after(prune=ticks % _PRUNE_TICKS == 0)
+            except Exception:
+                log.exception("Nissa's clock met a fault and goes on")
             ticks += 1
+
+    def _look_after(self, *, prune: bool) -> None:
+        now = self._clock.now_ns()
+        self.ingest.tick(now)
+        with self.ingest.lock:
+            self.metrics.count("nd", value=self.store.state().dropped)
+        if prune:
+            self.store.prune(now - RETENTION_DAYS * _DAY_NS)
 
 
 def _plain(record: Record) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from textwrap import fill
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -237,7 +237,7 @@ def _at(x: Sequence[float], y: Sequence[float], at: float) -> float:
     return pairs[0][1] if at < pairs[0][0] else pairs[-1][1]
 
 
-def _legend(axes: Axes, palette: Palette, *, columns: int = 1, place: str = "best") -> None:
+def _legend(axes: Axes, palette: Palette, *, columns: int = 1, place: Literal["best", "upper left"] = "best") -> None:
     axes.legend(frameon=False, labelcolor=palette["ink"], fontsize=8.5, ncols=columns, handlelength=1.4, loc=place)
 
 

@@ -81,12 +81,12 @@ class Consumer:
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """handled, duplicates, failed, redelivered, expired, interruptions, and buried.* by reason."""
+        """handled, duplicates, failed, redelivered, expired, interruptions, faults, and buried.* by reason."""
         return dict(self._counters)
 
     def connected(self) -> bool:
-        """Whether the last round reached the bus."""
-        return self._ready
+        """Whether it runs and its last round reached the bus."""
+        return self._ready and self._thread is not None and self._thread.is_alive()
 
     def poll(self, *, block_ms: int = 0) -> int:
         """One round: emergencies, then what a dead reader left, then the rest. Returns how many were settled.
@@ -113,6 +113,10 @@ class Consumer:
                 self._breaker.failure()
                 self._ready = False
                 log.debug("reading failed: %s", error)
+                self._stop.wait(_RETRY_SECONDS)
+            except Exception:
+                self._counters["faults"] += 1
+                log.exception("the reader of %s met a fault and goes on", self._group)
                 self._stop.wait(_RETRY_SECONDS)
             else:
                 self._breaker.success()

@@ -29,7 +29,7 @@ class BusReport:
         for state in self.streams.values():
             for group, owed in state.groups.items():
                 waits[group] = max(waits.get(group, 0.0), owed.oldest_seconds)
-        return found + [MetricPoint("ol", waited, {"group": group}) for group, waited in waits.items()]
+        return found + [MetricPoint("ol", float(round(waited)), {"group": group}) for group, waited in waits.items()]
 
 
 class Keeper:

@@ -171,8 +171,9 @@ class BusPublisher:
     def _cycle(self) -> None:
         if urgent := self._take(self._urgent):
             self._outbox.send_urgent(self._seal(urgent))
-        if durable := self._take(self._durable):
-            self._outbox.send_durable(self._seal(durable))
+        # All of them before anything is tried again: what is owed must not wait in memory for a slow answer.
+        for _ in range(0, len(self._durable), _BATCH):
+            self._outbox.send_durable(self._seal(self._take(self._durable)))
         if self._outbox.owed and not self._outbox.replay(_BATCH):
             return
         self._shedder.update(self._outbox.depths)

@@ -58,7 +58,7 @@ class ManagedRedis:
     """
 
     def __init__(self, home: Path, *, binary: Path | None = None) -> None:
-        self.folder = home / "redis"
+        self.folder = (home / "redis").absolute()
         self._home, self._binary = home, binary
         self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
