@@ -8,9 +8,10 @@ from typing import Any
 import esper_ray
 from esper_ray import config as configuration
 from esper_ray.errors import EnvironmentFault
-from esper_ray.nissa.api import create_app, load_token
+from esper_ray.nissa.api import create_app
 from esper_ray.nissa.core import Nissa
 from esper_ray.nissa.serve import Server
+from esper_ray.nissa.token import load_token
 from esper_ray.oona.bus import connect_consumer
 from esper_ray.oona.streams import STREAMS
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from esper_ray.nissa.core import Nissa
 from esper_ray.nissa.metrics import CONTENT_TYPE
-from esper_ray.reliability import atomic
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 
 _WEB = Path(__file__).with_name("web")
@@ -28,14 +26,6 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
-
-
-def load_token(home: Path) -> str:
-    """The bearer token of this installation, made on first use and readable by its owner only."""
-    path = home / "keys" / "token"
-    if not path.exists():
-        atomic.write_text(path, secrets.token_urlsafe(24) + "\n", mode=0o600)
-    return path.read_text().strip()
 
 
 class WriteLimit:

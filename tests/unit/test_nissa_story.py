@@ -30,9 +30,10 @@ from esper_ray.contracts.messages import (
     TelemetryEvent,
 )
 from esper_ray.contracts.telemetry import event, publish_telemetry
-from esper_ray.nissa.api import create_app, load_token
+from esper_ray.nissa.api import create_app
 from esper_ray.nissa.core import Nissa
 from esper_ray.nissa.serve import Server
+from esper_ray.nissa.token import load_token
 from esper_ray.reliability.clock import ManualClock
 from esper_ray.reliability.ids import new_event_id
 
