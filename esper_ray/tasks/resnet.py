@@ -1,4 +1,4 @@
-"""`resnet-lite`: a small convolutional host with a slot behind each stage.
+"""`resnet-lite`: a small convolutional host that becomes a residual network by growing: a slot behind each stage.
 
 Shapes: images [N, C, H, W]; stage k = 0, 1, 2 works on [N, width * 2**k, H / 2**k, W / 2**k].
 """
@@ -8,27 +8,15 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-def _convolution(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
-    """3x3 convolution, group normalisation, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-        nn.GroupNorm(max(1, outputs // 8), outputs),
-        nn.ReLU(),
-    )
-
-
-class Stage(nn.Module):
-    """A convolution into the stage's shape, a residual one behind it: [N, inputs, H, W] -> [N, outputs, H/s, W/s]."""
+class Stage(nn.Sequential):
+    """3x3 convolution, group normalisation, ReLU: [N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
-        super().__init__()
-        self.enter = _convolution(inputs, outputs, stride=stride)
-        self.refine = _convolution(outputs, outputs, stride=1)
-
-    def forward(self, h: Tensor) -> Tensor:
-        h = self.enter(h)
-        refined: Tensor = self.refine(h)
-        return h + refined
+        super().__init__(
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+            nn.GroupNorm(max(1, outputs // 8), outputs),
+            nn.ReLU(),
+        )
 
 
 class ResNetLite(nn.Module):
