@@ -32,7 +32,7 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
 }
 """Named settings, applied before the user's own: ``fast`` shows the whole path in about a minute."""
 
-_FIXED_WHEN_UP = ("home", "urza", "bus", "nissa")
+_FIXED_WHEN_UP = ("urza", "bus", "nissa")
 _CALL_SECONDS = 40.0
 _START_SECONDS = 120.0
 Status = dict[str, Any]
@@ -261,11 +261,14 @@ class Session:
                 f"The actors that are up run esper_ray {answer['version']}, and this is {build()}.",
                 remedy="Take them down with `esper down`, then start again.",
             )
-        for key in _FIXED_WHEN_UP:
-            if answer["config"][key] != tree[key]:
+        there = answer["config"]
+        pairs = [("home", there["home"], tree["home"])]
+        pairs += [(f"{part}.{key}", there[part][key], tree[part][key]) for part in _FIXED_WHEN_UP for key in tree[part]]
+        for key, has, wanted in pairs:
+            if has != wanted:
                 raise ConfigError(
-                    f"The system is up with another value of {key}.",
-                    why=f"It has {answer['config'][key]!r}, and {tree[key]!r} was asked for.",
+                    f"The system that is up has another {key}.",
+                    why=f"It has {has!r}, and {wanted!r} was asked for.",
                     remedy="Take it down with `esper down`, or leave that setting as it is.",
                 )
 

@@ -13,6 +13,7 @@ import esper_ray
 from esper_ray import config as configuration
 from esper_ray.cli import show
 from esper_ray.config import Config
+from esper_ray.errors import ConfigError, RunError
 
 app = typer.Typer(
     name="esper",
@@ -26,6 +27,7 @@ app = typer.Typer(
 settings_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(settings_app, name="config")
 console = Console(highlight=False)
+_OF_THE_RUN = ("run", "optimizer", "seeds", "tamiyo")
 
 File = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with settings.", metavar="FILE")]
 Settings = Annotated[
@@ -131,8 +133,27 @@ def run(
     from esper_ray.runtime import connect
 
     loaded = with_flags(config, settings, fast=fast, live=live)
+    if resume is not None:
+        may_resume(loaded, resume, settings or [], flags=fast or compare or live is not None)
     with connect(loaded, say=_say) as session:
         raise typer.Exit(run_to_end(console, session, loaded, compare=compare, resume=resume))
+
+
+def may_resume(config: Config, run_id: str, settings: list[str], *, flags: bool) -> None:
+    """A resumed run keeps its configuration; refuse what it would silently ignore, before anything is started.
+
+    Raises:
+        EsperError: no such run, it is finished, or a setting of the run was given.
+    """
+    from esper_ray.runs import find
+
+    if find(config.runs, run_id).result.get("status") == "finished":
+        raise RunError(f"{run_id} is finished.", remedy=f"See it with `esper report {run_id}`.")
+    for setting in settings:
+        if setting.split(".")[0] in _OF_THE_RUN:
+            raise ConfigError(f"{setting} cannot be set with --resume.", why="A resumed run keeps its configuration.")
+    if flags:
+        raise ConfigError("--fast, --compare and --live cannot be used with --resume.", why="It keeps what it had.")
 
 
 def with_flags(file: Path | None, settings: list[str] | None, *, fast: bool, live: bool | None) -> Config:

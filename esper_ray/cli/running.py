@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import signal
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -42,32 +43,46 @@ def run_to_end(
 
 
 def follow(console: Console, session: Session, run_id: str) -> tuple[Status, bool]:
-    """Show the run until it is over. One Ctrl-C stops it, the second leaves it alone: then the answer's flag is set."""
-    view = LiveView(console) if console.is_terminal else LineView(console)
+    """Show the run until it is over. The first Ctrl-C stops it; at the second this leaves, and says so by its flag."""
     status: Status = {}
-    stopping = False
-    with view:
-        while True:
-            try:
-                for status in session.watch(run_id):
-                    view.update(status)
-                return status, False
-            except KeyboardInterrupt:
-                if stopping:
+    with Interrupts() as interrupts, LiveView(console) if console.is_terminal else LineView(console) as view:
+        told = 0
+        for status in session.watch(run_id):
+            view.update(status)
+            if interrupts.count > told and not status["over"]:
+                told = interrupts.count
+                if told > 1:
                     session.leave()
-                    console.print(
-                        "The run goes on without this terminal. Watch it with: esper status; end it: esper down"
-                    )
+                    console.print("Left. The run ends without this terminal: see `esper status`, then `esper down`.")
                     return status, True
-                stopping = True
-                with contextlib.suppress(KeyboardInterrupt):
-                    session.stop(run_id)
-                console.print("Stopping with a checkpoint. Ctrl-C again leaves the run going on.")
+                session.stop(run_id)
+                console.print("Stopping with a checkpoint. Ctrl-C again leaves at once.")
+    return status, False
+
+
+class Interrupts:
+    """Counts Ctrl-C instead of breaking off a call half-way; from the third on they break off all the same."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupts:
+        self._before = signal.signal(signal.SIGINT, self._interrupted)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _interrupted(self, _: int, __: FrameType | None) -> None:
+        self.count += 1
+        if self.count > 2:
+            raise KeyboardInterrupt
 
 
 def conclude(console: Console, session: Session, status: Status) -> None:
     """The arms' table, how to go on, and where the report is."""
-    results = [arm["result"] for arm in status["arms"] if arm["result"]]
+    results = [arm["result"] for arm in status["arms"] if "test_accuracy" in (arm["result"] or {})]
     if results:
         show.comparison(console, results)
     run_id = status["run_id"]
@@ -96,9 +111,10 @@ class LineView:
     def update(self, status: Status) -> None:
         if status["message"]:
             self._once(("message", status["message"]), status["message"])
-        forge = forge_text(status)
-        if forge:
-            self._once(("forge", forge), forge)
+        forge = status.get("forge") or {}
+        if forge_text(status):
+            tenth = 10 * forge["done"] // forge["total"]
+            self._once(("forge", forge["total"], tenth), forge_text(status))
         for arm in status["arms"]:
             progress = arm["progress"]
             if not progress:
@@ -175,12 +191,16 @@ def figures(progress: dict[str, Any]) -> str:
 
 
 def seeds_text(progress: dict[str, Any]) -> str:
-    """``seed 1 BP009 BLENDING 0.40``, for each seed of the run."""
-    return ", ".join(
-        f"seed {seed['seed']} {seed['blueprint']} {str(seed['stage']).lower()}"
-        + (f" {seed['alpha']:.2f}" if str(seed["stage"]) == "BLENDING" else "")
-        for seed in progress.get("seeds") or []
-    )
+    """``seeds: 1 2 blending 0.40, 3 fossilized``; empty for an arm that does not grow."""
+    if progress.get("arm") != "grown":
+        return ""
+    groups: dict[str, list[str]] = {}
+    for seed in progress.get("seeds") or []:
+        stage = str(seed["stage"]).lower()
+        text = f"{stage} {seed['alpha']:.2f}" if stage == "blending" else stage
+        groups.setdefault(text, []).append(str(seed["seed"]))
+    parts = [f"{' '.join(numbers)} {text}" for text, numbers in groups.items()]
+    return f"seeds: {', '.join(parts)}" if parts else ""
 
 
 def forge_text(status: Status) -> str:

@@ -58,18 +58,18 @@ def runs(console: Console, folder: Path) -> None:
     if not found:
         console.print(f"There are no runs in {folder} yet. Start one with: esper run --fast")
         return
-    table = _table("run", "arm", "state", "epochs", "test accuracy", "parameters", "seeds", "started")
+    table = _table("run", "arm", "state", "epochs", "test", "parameters", "seeds", "started")
     for run in found:
         result = run.result
         table.add_row(
             run.run_id,
             str(run.manifest.get("arm", "")),
-            str(result.get("status", "unfinished")),
+            str(result.get("status", "open")),
             str(result.get("epochs", "")),
             percent(result.get("test_accuracy")),
             thousands(result.get("parameters")),
             _seeds(result),
-            str(run.manifest.get("started_at", ""))[:19],
+            str(run.manifest.get("started_at", ""))[5:16].replace("T", " "),
         )
     console.print(table)
 
@@ -121,5 +121,5 @@ def _seeds(result: dict[str, Any]) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "run")
     return table
