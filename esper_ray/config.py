@@ -32,13 +32,13 @@ class RunConfig(Section):
         "live",
         description="live: a late decision is no change; lockstep: wait for it, reproducible bit for bit",
     )
-    epochs: int = Field(28, ge=2, le=10_000, description="how many boundaries the run has")
-    boundary_every: int = Field(0, ge=0, description="steps per epoch; 0 means one pass over the data")
+    epochs: int = Field(16, ge=2, le=10_000, description="how many boundaries the run has")
+    boundary_every: int = Field(94, ge=0, description="steps per epoch; 0 means one pass over the data")
     batch_size: int = Field(64, ge=2, description="samples per step")
-    train_samples: int = Field(8000, ge=64, description="size of the training split (glyphs)")
+    train_samples: int = Field(16_000, ge=64, description="size of the training split (glyphs)")
     validation_samples: int = Field(2000, ge=32, description="size of the split that decisions see (glyphs)")
     test_samples: int = Field(4000, ge=32, description="size of the split that is read once (glyphs)")
-    difficulty: float = Field(1.0, ge=0.0, le=3.0, description="distortion, clutter and noise of glyphs")
+    difficulty: float = Field(0.75, ge=0.0, le=3.0, description="distortion, clutter and noise of glyphs")
     host_width: int = Field(16, ge=4, le=128, description="channels of the host's first stage")
     threads: int = Field(0, ge=0, description="torch threads of the training process; 0 means all processors")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model trains")
@@ -47,7 +47,7 @@ class RunConfig(Section):
 
 
 class OptimizerConfig(Section):
-    learning_rate: float = Field(3e-3, gt=0, description="peak learning rate of AdamW")
+    learning_rate: float = Field(1e-2, gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     schedule: Literal["wsd", "cosine", "linear", "constant"] = Field(
         "wsd", description="warm-up, then stable and a final decay (wsd), or another shape"

@@ -169,10 +169,12 @@ class Tamiyo:
             self._publisher.publish(BusMessageType.FIELD_REPORT, payload, event_id=event_id)
 
     def close_run(self, run: str) -> None:
-        """Report on what is still under observation, and forget old reports."""
+        """Report on what is still under observation; the run and old reports are forgotten."""
         for observation in self._observed.get(run, {}).values():
             self._report(run, observation, *observation.close())
         self._observed[run] = {}
+        ours = [entry.seq for entry in self._journal.read("openings") if json.loads(entry.payload)["run"] == run]
+        self._journal.remove(ours)
         self._journal.remove_before("reports", self._clock.now_ns() - REPORT_RETENTION_NS)
 
     def reports(self, run: str) -> list[Any]:

@@ -23,6 +23,7 @@ from esper_ray.contracts.ports import Candidate, Decider, KernelSource, Publishe
 from esper_ray.contracts.signing import KeyRing, Signer, Verifier
 from esper_ray.errors import CheckpointError, RunError
 from esper_ray.kasmina import snapshot
+from esper_ray.kasmina.export import export_model
 from esper_ray.kasmina.garden import Garden
 from esper_ray.kasmina.slot import Seed
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
@@ -315,6 +316,8 @@ class Trainer:
         self.around.decider.close_run(self.request.run)
         quality = evaluate(self.model, self.validation, self.meter, ("final", self.garden.structure()))
         test = evaluate(self.model, self.task.data.test.to(self.device), CostMeter(), "test")
+        sample = self.task.data.test.inputs[:8].to(self.device)
+        export_model(self.garden, sample, self.folder / "model")
         result = rows.result(self, quality, test)
         self.recorder.result(result)
         self.recorder.telemetry(self.epoch, [], rows.finished(result))

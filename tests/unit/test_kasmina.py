@@ -77,7 +77,9 @@ def plant(config: SeedConfig | None = None, blueprint: int = 9) -> Garden:
 
 
 def command(operation: SeedOperation, **directive: int) -> AdaptationCommand:
-    return AdaptationCommand(1, CommandType.SEED, "r", 1, 0, "test", seed_directive=SeedDirective(operation, **directive))
+    return AdaptationCommand(
+        1, CommandType.SEED, "r", 1, 0, "test", seed_directive=SeedDirective(operation, **directive)
+    )
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from esper_ray import config as configuration
 from esper_ray import inprocess
@@ -22,6 +26,7 @@ SMALL = (
     "run.dataset=digits",
     "run.mode=lockstep",
     "run.epochs=9",
+    "run.boundary_every=0",
     "run.host_width=8",
     "optimizer.learning_rate=0.01",
     "tamiyo.plateau_rate=10",
@@ -76,7 +81,7 @@ def test_a_seed_stays_at_least_an_epoch_in_every_stage(tmp_path):
             entered[event["to"]] = event["epoch"]
     order = ["GERMINATED", "BLENDING", "SHADOWING", "PROBATIONARY", "FOSSILIZED"]
     epochs = [entered[stage] for stage in order]
-    assert all(b > a for a, b in zip(epochs, epochs[1:], strict=False)), entered
+    assert all(b > a for a, b in itertools.pairwise(epochs)), entered
 
 
 def test_isolated_seeds_leave_the_host_bit_for_bit_as_it_would_be_without_them(tmp_path):
@@ -105,7 +110,7 @@ def test_two_lockstep_runs_of_one_manifest_end_with_the_same_weights(tmp_path):
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
-@pytest.mark.parametrize("stop_at", [50, 75, 90, 115, 140])
+@pytest.mark.parametrize("stop_at", [50, 90, 115])
 def test_a_stopped_and_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, stop_at):
     config = config_at(tmp_path / "a")
     whole = Trainer(RunRequest("r", config), inprocess.surroundings(config))
@@ -170,7 +175,32 @@ class Silent:
         assert timeout <= BOUNDARY_MS.limit / 1e3
         if self.fault:
             raise self.fault
-        return None
+
+
+PLAIN = """
+import sys, torch
+from safetensors.torch import load_file
+folder = sys.argv[1]
+program = torch.export.load(folder + "/model/model.pt2").module()
+torch.set_num_threads(1)
+assert not any(name.startswith("esper_ray") for name in sys.modules)
+batch = load_file(folder + "/batch.safetensors")
+print(torch.equal(program(batch["inputs"]), batch["logits"]))
+"""
+
+
+def test_plain_pytorch_loads_the_grown_model_and_predicts_bit_for_bit_the_same(tmp_path):
+    config = config_at(tmp_path)
+    trainer = Trainer(RunRequest("r", config), inprocess.surroundings(config))
+    trainer.run()
+    inputs = trainer.task.data.test.inputs[:37].contiguous()
+    with torch.no_grad():
+        logits = trainer.model.eval()(inputs)
+    save_file({"inputs": inputs, "logits": logits}, trainer.folder / "batch.safetensors")
+    answer = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PLAIN, str(trainer.folder)], capture_output=True, text=True, check=False
+    )
+    assert answer.stdout.strip() == "True", answer.stderr
 
 
 @pytest.mark.parametrize("fault", [None, EnvironmentFault("Tamiyo was lost.")])

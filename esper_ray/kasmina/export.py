@@ -1,0 +1,95 @@
+"""A grown model as a product: an exported program that plain PyTorch loads, with nothing of ours in it.
+
+Three files: ``model.pt2`` (`torch.export`, any batch size), ``model.safetensors`` (the same weights by name), and
+``model.json`` (what it is and how to load it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from esper_ray.contracts.enums import SeedLifecycleStage as Stage
+from esper_ray.errors import KernelError
+from esper_ray.kasmina.garden import GROWN, Garden
+from esper_ray.reliability import atomic
+from esper_ray.reliability.ids import digest
+
+HOW = "torch.export.load('model.pt2').module()(inputs)"
+
+
+def export_model(garden: Garden, sample: Tensor, folder: Path) -> dict[str, Any]:
+    """Write the model as it predicts now: host, fossils, and what is still live at its present alpha.
+
+    Args:
+        sample: inputs [N, ...] with N >= 2; the program takes any N.
+
+    Returns:
+        What ``model.json`` says.
+
+    Raises:
+        KernelError: the exported program does not predict bit for bit what the model predicts.
+    """
+    model = garden.model.eval()
+    with _registered(garden), torch.no_grad(), warnings.catch_warnings():
+        # torch warns about its own internals here; the check below is what counts.
+        warnings.simplefilter("ignore")
+        expected = model(sample)
+        program = torch.export.export(model, (sample,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        loaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
+        identical = torch.equal(loaded(sample), expected)
+    model.train()
+    if not identical:
+        raise KernelError(
+            "The exported program predicts differently from the model.",
+            why="torch.export changed the order of a computation.",
+            remedy="Use the weights in the last checkpoint, and report this with the blueprints of the run.",
+        )
+    about = {
+        "load": HOW,
+        "input": {"shape": ["batch", *sample.shape[1:]], "dtype": str(sample.dtype).removeprefix("torch.")},
+        "parameters": sum(value.numel() for value in weights.values()),
+        "blocks": [
+            {"slot": garden.slots[seed.slot].info.name, "blueprint": seed.spec.blueprint, "alpha": seed.alpha}
+            for seed in garden.seeds
+            if seed.alpha > 0.0
+        ],
+        "torch": torch.__version__,
+        "digest": digest(buffer.getvalue()),
+    }
+    atomic.write_bytes(folder / "model.pt2", buffer.getvalue())
+    atomic.write_bytes(folder / "model.safetensors", save(weights))
+    atomic.write_text(folder / "model.json", json.dumps(about, indent=1))
+    return about
+
+
+@contextlib.contextmanager
+def _registered(garden: Garden) -> Iterator[None]:
+    """Seeds that are live but no fossils yet count as parts of the model while it is exported."""
+    live = [seed for seed in garden.seeds if seed.stage is not Stage.FOSSILIZED and seed.alpha > 0.0]
+    before = dict(garden.model.named_children()).get(GROWN)
+    parts = nn.ModuleDict(dict(before.items()) if isinstance(before, nn.ModuleDict) else {})
+    for seed in live:
+        assert seed.branch is not None
+        parts[garden.slots[seed.slot].info.name.replace(".", "_")] = seed.branch
+    if live:
+        garden.model.add_module(GROWN, parts)
+    try:
+        yield
+    finally:
+        if live and before is not None:
+            garden.model.add_module(GROWN, before)
+        elif live:
+            delattr(garden.model, GROWN)
