@@ -326,7 +326,8 @@ class Garden:
         if not self.in_stage(Stage.TRAINING) or int((step + 1) * share) == int(step * share):
             return ""
         every = self.config.monitor_every
-        return "watched" if self.isolated_steps % every == 0 else "shadow"
+        # Not on the first one: that step has the graft to bear already.
+        return "watched" if self.isolated_steps % every == every - 1 else "shadow"
 
     def train_isolated(
         self, step: int, inputs: Tensor, targets: Tensor, loss_function: LossFunction, host_loss: Tensor, *, watch: bool
