@@ -40,6 +40,8 @@ _SOCKET_PATH_LIMIT = 107
 _SOCKET_PATH = "/ray/session_2026-01-01_00-00-00_000000_1000000/sockets/plasma_store"
 _OBJECT_STORE_BYTES = 512 * 1024 * 1024
 
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
@@ -113,6 +115,7 @@ def start(config: Config) -> Cluster:
             env=_environment(),
             start_new_session=True,
         )
+    _children[process.pid] = process
     _await_start(process, log)
     cluster = Cluster(
         address=f"127.0.0.1:{port}",
@@ -138,6 +141,8 @@ def stop(config: Config) -> bool:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(alive, timeout=_STOP_SECONDS)
+    if cluster.pid in _children:
+        _children.pop(cluster.pid).wait(_STOP_SECONDS)
     return True
 
 

@@ -327,7 +327,7 @@ class Garden:
             return ""
         every = self.config.monitor_every
         # Not on the first one: that step has the graft to bear already.
-        return "watched" if self.isolated_steps % every == every - 1 else "shadow"
+        return "watched" if self.isolated_steps % every == min(1, every - 1) else "shadow"
 
     def train_isolated(
         self, step: int, inputs: Tensor, targets: Tensor, loss_function: LossFunction, host_loss: Tensor, *, watch: bool

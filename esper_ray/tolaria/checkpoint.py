@@ -132,18 +132,13 @@ def _read(manifest: Path) -> Checkpoint | None:
         return None
 
 
-def pack_optimizer(optimizer: Optimizer, names: Mapping[Tensor, str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def pack_optimizer(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
     """Moments and step counts by parameter name; ``names`` maps each parameter to its name."""
-    tensors = {
+    return {
         f"{names[parameter]}::{key}": torch.as_tensor(value)
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
-    groups = [
-        {"seed": int(group["seed"]), "names": [names[parameter] for parameter in group["params"]]}
-        for group in optimizer.param_groups
-    ]
-    return {"groups": groups}, tensors
 
 
 def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], names: Mapping[Tensor, str]) -> None:

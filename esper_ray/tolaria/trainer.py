@@ -18,11 +18,9 @@ from torch import Tensor
 
 from esper_ray.config import Config
 from esper_ray.contracts.enums import EmergencyLevel
-from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.ports import Candidate, Decider, KernelSource, Publisher, RunOpening, SlotInfo
 from esper_ray.contracts.signing import KeyRing, Signer, Verifier
-from esper_ray.errors import CheckpointError, RunError
-from esper_ray.kasmina import snapshot
+from esper_ray.errors import RunError
 from esper_ray.kasmina.export import export_model
 from esper_ray.kasmina.garden import Garden
 from esper_ray.kasmina.slot import Seed
@@ -30,7 +28,7 @@ from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.tasks import Task, build_task
 from esper_ray.tolaria import checkpoint as checkpoints
-from esper_ray.tolaria import rows
+from esper_ray.tolaria import resume, rows
 from esper_ray.tolaria.boundary import Boundary, Exchange
 from esper_ray.tolaria.checkpoint import Checkpoint, CheckpointWriter
 from esper_ray.tolaria.costs import CostMeter
@@ -164,7 +162,7 @@ class Trainer:
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         self.rates = LearningRates(self.config.optimizer, self.total_steps)
         if saved is not None:
-            self._restore(saved)
+            resume.restore(self, saved)
         self.recorder.rewind(self.epoch)
         self.recorder.manifest(rows.manifest(self))
         self.around.decider.open_run(self._opening())
@@ -238,7 +236,7 @@ class Trainer:
         self.seconds += time.perf_counter() - start
         step_ms = (trained - start) * 1e3 / steps
         self._write_down(training_loss, quality, exchange, step_ms)
-        writer.submit(self._checkpoint())
+        writer.submit(resume.checkpoint(self))
 
     def train_step(self) -> None:
         """One optimizer step of the host and of whatever seeds are in it."""
@@ -322,60 +320,3 @@ class Trainer:
         self.recorder.result(result)
         self.recorder.telemetry(self.epoch, [], rows.finished(result))
         return result
-
-    # Checkpoints
-
-    def _checkpoint(self) -> Checkpoint:
-        seeds = {
-            s.number: s.branch for s in self.garden.seeds if s.branch is not None and s.stage is not Stage.FOSSILIZED
-        }
-        names = checkpoints.names_of(self.model, seeds)
-        garden, branches = snapshot.save(self.garden)
-        _, moments = checkpoints.pack_optimizer(self.groups.optimizer, names)
-        tensors = {
-            **{f"model/{name}": value for name, value in self.model.state_dict().items()},
-            **{f"seeds/{name}": value for name, value in branches.items()},
-            **{f"optimizer/{name}": value for name, value in moments.items()},
-            "generator/cpu": torch.get_rng_state(),
-        }
-        data = {
-            "run": self.request.run,
-            "seed": self.config.run.seed,
-            "step": self.step,
-            "total_steps": self.total_steps,
-            "missed": self.missed,
-            "seconds": self.seconds,
-            "host_parameters": self.host_parameters,
-            "garden": garden,
-            "rates": self.rates.save(),
-            "costs": self.meter.save(),
-        }
-        return Checkpoint(self.epoch, data, tensors)
-
-    def _restore(self, saved: Checkpoint) -> None:
-        data = saved.data
-        if data["run"] != self.request.run or data["seed"] != self.config.run.seed:
-            raise CheckpointError(
-                f"The checkpoint belongs to {data['run']} with seed {data['seed']}.",
-                why=f"This is {self.request.run} with seed {self.config.run.seed}.",
-                remedy="Resume a run under its own name and configuration.",
-            )
-        self.epoch, self.step = saved.epoch, int(data["step"])
-        self.missed, self.seconds = int(data["missed"]), float(data["seconds"])
-        self.rates.load(data["rates"])
-        self.meter.load(data["costs"])
-        snapshot.restore(self.garden, data["garden"], saved.group("seeds"))
-        for seed in self.garden.seeds:
-            if seed.branch is None:
-                continue
-            if seed.born_epoch == 0 and seed.stage is Stage.FOSSILIZED:
-                self.groups.plant(seed)
-                continue
-            self.groups.adopt(seed)
-            if seed.stage is Stage.FOSSILIZED:
-                self.groups.fossilise(seed)
-        self.model.load_state_dict(saved.group("model"))
-        seeds = {number: seed.branch for number, seed in self.groups.seeds.items() if seed.branch is not None}
-        names = checkpoints.names_of(self.model, seeds)
-        checkpoints.unpack_optimizer(self.groups.optimizer, saved.group("optimizer"), names)
-        torch.set_rng_state(saved.tensors["generator/cpu"])
