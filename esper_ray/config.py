@@ -86,7 +86,13 @@ class TamiyoConfig(Section):
     warmup_epochs: int = Field(3, ge=1, description="no growth before this epoch")
     window: int = Field(3, ge=3, description="epochs over which the validation loss's slope is fitted")
     plateau_rate: float = Field(
-        0.12, gt=0, description="grow when the loss surely falls by less than this share per epoch"
+        0.05, gt=0, description="grow when the loss surely falls by less than this share per epoch"
+    )
+    grow_by: float = Field(
+        0.25, gt=0, lt=1, description="share of the run after which an underfitting host grows without a plateau"
+    )
+    underfit_gap: float = Field(
+        0.15, gt=0, lt=1, description="a host underfits while training loss is within this share of validation loss"
     )
     latest_growth: float = Field(0.6, gt=0, lt=1, description="no growth after this share of the run")
     seeds_at_once: int = Field(4, ge=1, le=4, description="how many slots may grow at one boundary")

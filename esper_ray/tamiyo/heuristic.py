@@ -1,7 +1,8 @@
 """The heuristic and the controls: pure functions from a run's view to proposals.
 
-The heuristic grows when the validation loss has surely stopped falling fast, puts the strongest block that the
-budget allows into every free slot, keeps what measurably helps and removes what does not.
+The heuristic grows when the validation loss has surely stopped falling fast, or when the host still underfits at the
+end of the time in which growing is cheap; it puts the strongest block that the budget allows into every free slot,
+keeps what measurably helps and removes what does not.
 """
 
 from __future__ import annotations
@@ -81,14 +82,31 @@ def _watched_enough(view: RunView, seed: SeedState, config: TamiyoConfig) -> boo
 
 
 def _grow(view: RunView, config: TamiyoConfig, places: int) -> list[Proposal]:
-    losses = [state.validation_loss for state in view.states[-config.window :]]
-    if view.now.epoch < config.warmup_epochs or len(losses) < config.window or _too_late(view, config):
+    if view.now.epoch < config.warmup_epochs or len(view.states) < config.window or _too_late(view, config):
         return []
-    fall = trend(losses)
+    why = _flattened(view, config) or _underfitting(view, config)
+    return _germinate(view, config, why, view.dormant_slots()[: max(0, places)]) if why else []
+
+
+def _flattened(view: RunView, config: TamiyoConfig) -> str:
+    """The validation loss has surely stopped falling fast: the host has learned most of what it can."""
+    fall = trend([state.validation_loss for state in view.states[-config.window :]])
     if fall.highest >= config.plateau_rate:
-        return []
-    why = f"loss falls {100 * fall.rate:.0f}%/epoch, at most {100 * fall.highest:.0f} < {100 * config.plateau_rate:.0f}"
-    return _germinate(view, config, why, view.dormant_slots()[: max(0, places)])
+        return ""
+    return (
+        f"loss falls {100 * fall.rate:.0f}%/epoch, at most {100 * fall.highest:.0f} < {100 * config.plateau_rate:.0f}"
+    )
+
+
+def _underfitting(view: RunView, config: TamiyoConfig) -> str:
+    """The share of the run in which growing is still cheap runs out, and the host does not even fit its own data."""
+    now = view.now
+    gap = 1.0 - now.training_loss / max(now.validation_loss, 1e-12)
+    if now.epoch < config.grow_by * view.opening.epochs or gap >= config.underfit_gap:
+        return ""
+    return (
+        f"underfits at {100 * now.epoch / view.opening.epochs:.0f}% of the run: gap {gap:.2f} < {config.underfit_gap:g}"
+    )
 
 
 def _germinate(view: RunView, config: TamiyoConfig, why: str, slots: Sequence[object]) -> list[Proposal]:

@@ -51,7 +51,7 @@ def view(*states, **changes):
 
 
 def test_a_falling_loss_is_left_alone_and_a_flat_one_makes_every_free_slot_grow():
-    falling = [state(e, math.exp(-0.5 * e)) for e in range(1, 6)]
+    falling = [state(e, math.exp(-0.5 * e)) for e in range(1, 5)]
     assert heuristic(view(*falling), CONFIG) == []
     flat = [state(e, 1.0 - 0.001 * e) for e in range(1, 6)]
     proposals = heuristic(view(*flat), CONFIG)
@@ -61,8 +61,15 @@ def test_a_falling_loss_is_left_alone_and_a_flat_one_makes_every_free_slot_grow(
     assert "loss falls" in proposals[0].why
 
 
+def test_a_host_that_still_underfits_when_cheap_growth_ends_grows_and_one_that_overfits_does_not():
+    falling = [state(e, math.exp(-0.5 * e)) for e in range(1, 6)]
+    assert "underfits at 25%" in heuristic(view(*falling), CONFIG)[0].why
+    overfitting = [state(e, math.exp(-0.5 * e), training_loss=0.3 * math.exp(-0.5 * e)) for e in range(1, 6)]
+    assert heuristic(view(*overfitting), CONFIG) == []
+
+
 def test_a_noisy_plateau_is_not_taken_for_a_sure_one():
-    noisy = [state(e, loss) for e, loss in enumerate((1.0, 0.5, 1.1, 0.4, 1.0), start=1)]
+    noisy = [state(e, loss) for e, loss in enumerate((1.0, 0.5, 1.1, 0.4), start=1)]
     assert heuristic(view(*noisy), CONFIG) == []
 
 
