@@ -33,6 +33,7 @@ LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _HEAD_PORT = 6385
 _CLIENT_PORT = 10001
 _TRIES = 30
+_ATTEMPTS = 3
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 _PROBE_SECONDS = 1.0
@@ -103,20 +104,18 @@ def start(config: Config) -> Cluster:
         raise EnvironmentFault(
             f"The path {_ray_folder().parent} is too long for Ray's sockets.", remedy="Set RAY_TMPDIR to a shorter one."
         )
-    port = free_port(_HEAD_PORT)
-    dashboard = free_port(config.ray.dashboard_port) if config.ray.dashboard else 0
     log = atomic.make_folder(config.home / "logs") / "ray.log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            _command(port, dashboard),
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            env=_environment(),
-            start_new_session=True,
-        )
-    _children[process.pid] = process
-    _await_start(process, log)
+    why = ""
+    for attempt in range(_ATTEMPTS):
+        # Another cluster may take a port between our look and Ray's: look again a little further on.
+        port = free_port(_HEAD_PORT + attempt)
+        dashboard = free_port(config.ray.dashboard_port + attempt) if config.ray.dashboard else 0
+        process = _spawn(_command(port, dashboard), log)
+        why = _await_start(process, log)
+        if not why:
+            break
+    else:
+        raise EnvironmentFault("Ray did not start.", why=why, remedy=f"All it said is in {log}.")
     cluster = Cluster(
         address=f"127.0.0.1:{port}",
         dashboard=f"http://127.0.0.1:{dashboard}" if dashboard else "",
@@ -223,6 +222,8 @@ def is_free(host: str, port: int) -> bool:
 def _command(port: int, dashboard: int) -> list[str]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--port={port}", f"--ray-client-server-port={free_port(_CLIENT_PORT)}"]
+    # Ports from the system instead of 10002 to 19999, so that two clusters do not meet.
+    command += ["--min-worker-port=0", "--max-worker-port=0"]
     command += ["--dashboard-agent-listen-port=0", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
     command += ["--resources", json.dumps({"esper_home": 1})]
     if dashboard:
@@ -251,23 +252,34 @@ def _environment() -> dict[str, str]:
     return values
 
 
-def _await_start(process: subprocess.Popen[bytes], log: Path) -> None:
+def _spawn(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+            start_new_session=True,
+        )
+    _children[process.pid] = process
+    return process
+
+
+def _await_start(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Empty when Ray is there, else why it is not, with nothing of it left."""
     deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         if "Ray runtime started" in log.read_text(errors="replace"):
-            return
-        if process.poll() is not None:
-            break
+            return ""
         time.sleep(0.05)
     for child in _session_of(process.pid):
         with contextlib.suppress(psutil.Error):
             child.kill()
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    raise EnvironmentFault(
-        "Ray did not start.",
-        why=lines[-1] if lines else f"It was silent for {_START_SECONDS:.0f} s.",
-        remedy=f"All it said is in {log}.",
-    )
+    _children.pop(process.pid).wait(_STOP_SECONDS)
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    faults = [line for line in lines if "Error" in line]
+    return (faults or lines or [f"It was silent for {_START_SECONDS:.0f} s."])[-1]
 
 
 def _session_of(pid: int) -> Iterator[psutil.Process]:

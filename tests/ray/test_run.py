@@ -99,7 +99,7 @@ def test_an_actor_that_ray_gave_up_is_created_anew_and_counted(system: Session) 
 
 
 def test_a_run_goes_on_from_its_checkpoint_when_its_own_process_is_killed(system: Session) -> None:
-    run_id = system.submit(variant(system.config, seed=1))
+    run_id = system.submit(system.config)
     in_the_middle(system, run_id)
 
     os.kill(process_of(system, "tolaria"), signal.SIGKILL)
@@ -109,7 +109,7 @@ def test_a_run_goes_on_from_its_checkpoint_when_its_own_process_is_killed(system
 
 
 def test_a_run_outlives_the_supervisor(system: Session) -> None:
-    run_id = system.submit(variant(system.config, seed=2))
+    run_id = system.submit(system.config)
     in_the_middle(system, run_id)
     before = process_of(system, "supervisor")
 
@@ -121,8 +121,8 @@ def test_a_run_outlives_the_supervisor(system: Session) -> None:
 
 
 def test_a_second_run_waits_in_the_queue_and_says_so_and_may_be_taken_back(system: Session) -> None:
-    first = system.submit(variant(system.config, seed=3, epochs=500))
-    second = system.submit(variant(system.config, seed=4))
+    first = system.submit(variant(system.config, epochs=500))
+    second = system.submit(system.config)
     status = system.run_status(second)
     assert (status["state"], status["position"]) == ("queued", 1)
     assert status["message"] == "waits in the queue at position 1"
@@ -135,7 +135,7 @@ def test_a_second_run_waits_in_the_queue_and_says_so_and_may_be_taken_back(syste
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(system: Session) -> None:
-    run_id = system.submit(variant(system.config, seed=5))
+    run_id = system.submit(system.config)
     in_the_middle(system, run_id)
     system.stop(run_id)
     assert system.wait(run_id)["state"] == "stopped"
