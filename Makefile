@@ -1,10 +1,12 @@
 # make demo   sets everything up and shows a model that grows while it trains
 # make test   sets everything up and runs the whole test suite
-# Another torch build:  make demo TORCH_INDEX=<index of the build you want>
+# Another torch build:  make demo TORCH_INDEX=https://download.pytorch.org/whl/cu128
+# More for the command: make demo ARGS=--fast    make test ARGS='-k report'
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_INDEX ?=
+ARGS ?=
 
 .PHONY: demo test lint setup clean proto
 .DEFAULT_GOAL := demo
@@ -12,7 +14,7 @@ TORCH_INDEX ?=
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("esper_ray needs Python 3.11 or 3.12; set PYTHON=python3.12") if not (3, 11) <= sys.version_info[:2] <= (3, 12) else None'
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 12) else "esper_ray needs Python 3.11 or 3.12; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
@@ -32,7 +34,7 @@ test: setup lint
 	$(BIN)/python -m pytest $(ARGS)
 
 proto: setup
-	cd esper_ray/contracts && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. leyline.proto
+	cd esper_ray/contracts && $(abspath $(BIN))/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. leyline.proto
 
 clean:
 	rm -rf $(VENV) build *.egg-info
