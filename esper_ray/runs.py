@@ -1,4 +1,4 @@
-"""The run folders on disk: list them, write their reports, export their models. No Ray, no torch until it is needed."""
+"""The run folders on disk: list them, write their reports, hand out their models. No Ray, no torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from esper_ray.errors import RunError
+from esper_ray.reliability import atomic
 
 CONTROLS = ("host", "final")
+MODEL_CARD = "model.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,31 @@ def report(runs: Path, run_id: str) -> Path:
     from esper_ray.nissa.report import write_report
 
     return write_report(find(runs, run_id).path, arms_of(runs, run_id))
+
+
+def export(runs: Path, run_id: str, out: Path | None) -> Path:
+    """The folder with the run's model for plain PyTorch; with ``out`` a copy of it there.
+
+    Raises:
+        RunError: there is no such run, it is not finished, or ``out`` holds another model.
+    """
+    model = find(runs, run_id).path / "model"
+    about = model / MODEL_CARD
+    if not about.exists():
+        raise RunError(
+            f"{run_id} has no model yet.",
+            why="It is written at the end of a run.",
+            remedy=f"Finish it with `esper run --resume {run_id}`.",
+        )
+    if out is None:
+        return model
+    there = out / MODEL_CARD
+    if there.exists() and there.read_bytes() != about.read_bytes():
+        raise RunError(f"{out} holds another model already.", remedy="Choose another folder with --out.")
+    # The card last: a folder that has one is complete.
+    for file in sorted(model.iterdir(), key=lambda file: file.name == MODEL_CARD):
+        atomic.write_bytes(out / file.name, file.read_bytes())
+    return out
 
 
 def read_json(path: Path) -> dict[str, Any]:

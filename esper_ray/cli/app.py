@@ -181,6 +181,25 @@ def report(run_id: RunId, config: File = None, settings: Settings = None) -> Non
 
 
 @app.command()
+def export(
+    run_id: RunId,
+    out: Annotated[Path | None, typer.Option(help="Copy the model to this folder.", metavar="FOLDER")] = None,
+    config: File = None,
+    settings: Settings = None,
+) -> None:
+    """Hand out a finished run's model: plain PyTorch loads it, with nothing of ours, and predicts the same.
+
+    Example: `esper export glyphs-3fa9c2 --out my-model`
+    """
+    from esper_ray.runs import MODEL_CARD, read_json
+    from esper_ray.runs import export as hand_out
+
+    folder = hand_out(_load(config, settings).runs, run_id, out)
+    console.print(f"model   {folder}", soft_wrap=True)
+    console.print(f"load it {read_json(folder / MODEL_CARD).get('load', '')}", soft_wrap=True, markup=False)
+
+
+@app.command()
 def doctor(config: File = None, settings: Settings = None) -> None:
     """Check this machine: versions, compiler, Redis, ports, memory, disk; say what is missing and how to get it."""
     from esper_ray.doctor import examine

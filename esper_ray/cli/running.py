@@ -90,10 +90,12 @@ def conclude(console: Console, session: Session, status: Status) -> None:
         console.print(f"Stopped. Continue with: esper run --resume {run_id}")
     try:
         with console.status("writing the report"):
-            console.print(f"report  {session.report(run_id)}")
+            console.print(f"report  {session.report(run_id)}", soft_wrap=True)
     except EsperError as error:
         console.print(f"[yellow]no report:[/yellow] {error}")
-    console.print(f"folder  {session.config.runs / run_id}")
+    console.print(f"folder  {session.config.runs / run_id}", soft_wrap=True)
+    if status["state"] == "finished":
+        console.print(f"model   esper export {run_id} --out FOLDER")
 
 
 class LineView:

@@ -202,3 +202,20 @@ def test_the_newest_run_is_listed_first_with_its_controls_found(tmp_path: Path) 
         runs.report(tmp_path, "r2")
     with pytest.raises(RunError, match="no run"):
         runs.report(tmp_path, "../r1")
+
+
+def test_a_finished_runs_model_is_handed_out_whole_and_never_over_another(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "r1", "grown")
+    with pytest.raises(RunError, match="no model yet"):
+        runs.export(tmp_path, "r1", None)
+    (folder / "model").mkdir()
+    (folder / "model" / "model.json").write_text("{}")
+    (folder / "model" / "model.pt2").write_bytes(b"program")
+
+    out = runs.export(tmp_path, "r1", tmp_path / "out")
+
+    assert sorted(file.name for file in out.iterdir()) == ["model.json", "model.pt2"]
+    assert (out / "model.pt2").read_bytes() == b"program"
+    (out / "model.json").write_text("another")
+    with pytest.raises(RunError, match="another model"):
+        runs.export(tmp_path, "r1", out)
