@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from esper_ray.cli import show
 from esper_ray.config import Config
@@ -162,7 +163,7 @@ class LiveView:
         yield table
         active = next((arm["progress"] for arm in status["arms"] if arm["progress"]), None) or {}
         notes = (seeds_text(active), forge_text(status), str(active.get("message") or ""), status["message"])
-        yield from (f"  [dim]{note}[/dim]" for note in notes if note)
+        yield from (Text(f"  {note}", style="dim") for note in notes if note)
 
     def _row(self, arm: dict[str, Any], progress: dict[str, Any]) -> tuple[RenderableType, ...]:
         epochs = max(int(progress.get("epochs") or 1), 1)
@@ -210,4 +211,5 @@ def forge_text(status: Status) -> str:
     forge = status.get("forge") or {}
     if not forge.get("total") or forge["done"] >= forge["total"]:
         return ""
-    return f"forge {forge['done']}/{forge['total']} kernels {forge.get('current') or ''}".rstrip()
+    block = str(forge.get("current") or "").partition("[")[0]
+    return f"forge {forge['done']}/{forge['total']} kernels {block}".rstrip()
