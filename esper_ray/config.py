@@ -40,7 +40,7 @@ class RunConfig(Section):
     test_samples: int = Field(4000, ge=32, description="size of the split that is read once (glyphs)")
     difficulty: float = Field(0.75, ge=0.0, le=3.0, description="distortion, clutter and noise of glyphs")
     host_width: int = Field(16, ge=4, le=128, description="channels of the host's first stage")
-    threads: int = Field(0, ge=0, description="torch threads of the training process; 0 means all processors")
+    threads: int = Field(0, ge=0, description="torch threads of the training process; 0 means half of the processors")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model trains")
     keep_checkpoints: int = Field(5, ge=1, description="how many checkpoints a run keeps")
     max_parameters: int = Field(10_000_000, ge=1000, description="growth stops below this many parameters")

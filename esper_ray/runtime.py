@@ -29,12 +29,11 @@ from esper_ray.reliability import atomic
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "fast": (
-        "run.epochs=14",
-        "run.boundary_every=40",
-        "run.difficulty=0.4",
-        "run.train_samples=4000",
-        "run.validation_samples=600",
+        "run.epochs=10",
+        "run.train_samples=1600",
+        "run.validation_samples=400",
         "run.test_samples=1000",
+        "forge.compile=never",
     ),
 }
 """Named settings, applied before the user's own: ``fast`` shows the whole path in about a minute."""

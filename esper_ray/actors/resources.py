@@ -100,7 +100,7 @@ def table(config: Config) -> dict[str, ActorSpec]:
 
 def options(spec: ActorSpec, config: Config, cluster: Mapping[str, float]) -> dict[str, Any]:
     """What ``ray.remote(Shell).options(...)`` gets; ``cluster`` is all that the cluster has, by resource."""
-    threads = spec.threads or config.run.threads or os.cpu_count() or 1
+    threads = spec.threads or training_threads(config)
     # Ray gives each worker one thread by itself, and can then reuse a process that stands ready.
     environment = {} if threads == 1 else {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
     return {
@@ -116,6 +116,15 @@ def options(spec: ActorSpec, config: Config, cluster: Mapping[str, float]) -> di
         "max_concurrency": spec.concurrency,
         "runtime_env": environment,
     }
+
+
+def training_threads(config: Config) -> int:
+    """Threads of the training process: half of the processors unless configured.
+
+    The other half is for everything else: a step on all processors is many times slower as soon as anything else runs,
+    because each of its parallel loops waits for the thread that was put aside.
+    """
+    return config.run.threads or max(1, (os.cpu_count() or 1) // 2)
 
 
 def gpu_share(spec: ActorSpec, config: Config, cluster: Mapping[str, float]) -> float:

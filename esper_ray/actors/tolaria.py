@@ -15,6 +15,7 @@ import ray
 
 import esper_ray
 from esper_ray.actors.clients import ByName, RemoteDecider, RemoteKernels
+from esper_ray.actors.resources import training_threads
 from esper_ray.config import Config, build
 from esper_ray.contracts.messages import blueprint_number
 from esper_ray.contracts.ports import Candidate, SlotInfo
@@ -57,7 +58,7 @@ class TolariaActor:
         state = "failed"
         try:
             config = build(request["config"])
-            torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
+            torch.set_num_threads(training_threads(config))
             trainer = Trainer(_plan(request, config), self._surroundings(config))
             signatures = [str(slot.signature) for slot in trainer.task.slots]
             ByName("tezzeret", config.ray.namespace).call("start_forge", signatures)
