@@ -118,8 +118,9 @@ def run(
 ) -> None:
     """Train a model that grows, and watch it.
 
-    Ctrl-C stops the run with a checkpoint; a second Ctrl-C leaves it running. Ray and the actors are started if they
-    are not up, and ended afterwards.
+    Ctrl-C stops the run with a checkpoint; a second Ctrl-C leaves at once. Ray and the actors are started if they are
+    not up. Where this had to start Ray, all of it ends with the run; in a cluster that was there already, the actors
+    stay up until `esper down`.
 
     Examples:
 
