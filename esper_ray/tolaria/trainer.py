@@ -227,6 +227,7 @@ class Trainer:
             if self.around.should_stop():
                 raise Stopped
             self.train_step()
+        self.meter.settle()
         trained = time.perf_counter()
         training_loss = float(self._loss_sum) / steps
         self.epoch += 1
@@ -244,12 +245,12 @@ class Trainer:
         garden.before_step(step)
         inputs, targets = self._batch(step)
         structure, count = garden.structure(), len(targets)
-        with self.meter.charge(("step", structure), count):
+        with self.meter.charge(("step", structure), count, later=True):
             loss = self.task.loss(self.model(inputs), targets)
             loss.backward()  # type: ignore[no-untyped-call]
         extra = garden.shadow_due(step)
         if extra:
-            with self.meter.charge((extra, structure), count):
+            with self.meter.charge((extra, structure), count, later=extra == "shadow"):
                 garden.train_isolated(step, inputs, targets, self.task.loss, loss, watch=extra == "watched")
         self._gradient_norm = self.groups.clip()
         self.rates.write(self.groups.optimizer, step)
