@@ -29,10 +29,13 @@ from esper_ray.reliability import atomic
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "fast": (
-        "run.epochs=10",
-        "run.train_samples=1600",
+        "run.epochs=14",
+        "run.boundary_every=32",
+        "run.train_samples=2000",
         "run.validation_samples=400",
         "run.test_samples=1000",
+        "run.host_width=8",
+        "run.difficulty=0.3",
         "forge.compile=never",
     ),
 }
