@@ -1,6 +1,6 @@
 # make demo   sets everything up and shows a model that grows while it trains
 # make test   sets everything up and runs the whole test suite
-# Another torch build:  make demo TORCH_INDEX=https://download.pytorch.org/whl/cu128
+# Another torch build:  make demo TORCH_INDEX=URL   (the index that PyTorch's "Get started" page names)
 # More for the command: make demo ARGS=--fast    make test ARGS='-k report'
 PYTHON ?= python3
 VENV ?= .venv

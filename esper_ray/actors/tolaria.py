@@ -145,7 +145,7 @@ def _backends(config: Config) -> dict[str, str]:
     from esper_ray.oona.address import resolve_redis
     from esper_ray.tezzeret.toolchain import compiler_available
 
-    compiles, why = compiler_available()
+    compiles, why = compiler_available() if config.forge.compile == "auto" else (False, "forge.compile is never")
     elastic = config.nissa.elasticsearch_url or os.environ.get("ESPER_ELASTICSEARCH_URL", "")
     return {
         "ray": f"{ray.__version__}, namespace {config.ray.namespace}",

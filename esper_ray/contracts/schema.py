@@ -18,6 +18,7 @@ from esper_ray.contracts import leyline_pb2
 from esper_ray.errors import EnvironmentFault, WrongSchema
 
 LOCK = Path(__file__).with_name("schema.lock")
+CHANGES = Path(__file__).with_name("CHANGES.md")
 
 
 @cache
@@ -56,7 +57,22 @@ def check_schema() -> None:
         )
 
 
+def check_changes() -> None:
+    """Demand that the schema as it is has its entry in CHANGES.md.
+
+    Raises:
+        WrongSchema: it has none.
+    """
+    if schema_digest()[:12] not in CHANGES.read_text():
+        raise WrongSchema(
+            f"The schema {schema_digest()[:12]} has no entry in CHANGES.md.",
+            why="Each change of the schema says what it is, why, who approved it and what it costs.",
+            remedy="Add the row, then approve again.",
+        )
+
+
 if __name__ == "__main__":
+    check_changes()
     if "--approve" in sys.argv:
         LOCK.write_text(schema_digest() + "\n")
     check_schema()

@@ -24,7 +24,7 @@ RETRY_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class BoundaryTimes:
-    """Milliseconds. ``guard`` is all that is not one of the three named parts."""
+    """Milliseconds. ``guard`` is the bookkeeping: the decision made durable before it takes effect."""
 
     total: float
     assembly: float
@@ -66,9 +66,21 @@ class Boundary:
         self._decider, self._signer, self._verifier = decider, signer, verifier
         self._apply, self._lockstep = apply, lockstep
 
-    def exchange(self, state: SystemState, planned: Sequence[bytes] | None = None) -> Exchange:
-        """Do one boundary. ``planned`` are the envelopes of the journal when a resumed run repeats it."""
+    def exchange(
+        self,
+        look: Callable[[], SystemState],
+        record: Callable[[Sequence[bytes], str], None],
+        planned: Sequence[bytes] | None = None,
+    ) -> Exchange:
+        """Do one boundary.
+
+        Args:
+            look: gathers the state.
+            record: makes the decision durable; called with the envelopes and the reason for a missed one.
+            planned: the envelopes of the journal, when a resumed run repeats this boundary.
+        """
         start = time.perf_counter()
+        state = look()
         packets = codec.encode_state(state)
         sealed = [
             self._signer.seal(packet, BusMessageType.SYSTEM_STATE, payload_type="SystemStatePacket")
@@ -80,14 +92,20 @@ class Boundary:
         envelopes, repeated = (answer, False) if planned is None else (list(planned), True)
         if repeated:
             missed = ""
+        else:
+            record(envelopes, missed)
+        recorded = time.perf_counter()
         commands, refused = self._open(envelopes, state, repeated=repeated)
         refused += [reason for reason in map(self._apply_one, commands) if reason]
         applied = time.perf_counter()
-        exchange = (tuple(commands), tuple(envelopes), tuple(packets), tuple(refused))
-        end = time.perf_counter()
-        parts = ((assembled - start) * 1e3, (decided - assembled) * 1e3, (applied - decided) * 1e3)
-        total = (end - start) * 1e3
-        return Exchange(*exchange, BoundaryTimes(total, *parts, total - sum(parts)), missed)
+        times = BoundaryTimes(
+            total=(applied - start) * 1e3,
+            assembly=(assembled - start) * 1e3,
+            decide=(decided - assembled) * 1e3,
+            apply=(applied - recorded) * 1e3,
+            guard=(recorded - decided) * 1e3,
+        )
+        return Exchange(tuple(commands), tuple(envelopes), tuple(packets), tuple(refused), times, missed)
 
     def _ask(self, run: str, sealed: list[bytes]) -> tuple[list[bytes], str]:
         patience = LOCKSTEP_PATIENCE_SECONDS if self._lockstep else DECIDE_MS.limit / 1e3

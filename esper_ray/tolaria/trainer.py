@@ -296,11 +296,12 @@ class Trainer:
         )
 
     def _do_boundary(self, training_loss: float, quality: Quality) -> Exchange:
-        state = rows.system_state(self, training_loss, quality)
-        planned = self.recorder.planned_decision(self.garden.branch, self.epoch)
-        exchange = self.boundary.exchange(state, planned)
-        if planned is None:
-            self.recorder.record_decision(self.garden.branch, self.epoch, exchange.envelopes, exchange.missed)
+        place = (self.garden.branch, self.epoch)
+        exchange = self.boundary.exchange(
+            lambda: rows.system_state(self, training_loss, quality),
+            lambda envelopes, missed: self.recorder.record_decision(*place, envelopes, missed),
+            self.recorder.planned_decision(*place),
+        )
         self.missed += bool(exchange.missed)
         return exchange
 

@@ -112,3 +112,10 @@ def test_unapproved_generated_code_is_refused(tmp_path: Path, monkeypatch: pytes
 
     with pytest.raises(WrongSchema, match="approved"):
         schema.check_schema()
+
+
+def test_the_schema_has_its_entry_in_the_list_of_changes_and_another_one_would_not(monkeypatch):
+    schema.check_changes()
+    monkeypatch.setattr(schema, "schema_digest", lambda: "f" * 64)
+    with pytest.raises(WrongSchema, match="no entry"):
+        schema.check_changes()
