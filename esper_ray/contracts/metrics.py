@@ -76,7 +76,7 @@ METRICS: tuple[Metric, ...] = (
         "host gradients changed by a seed",
         "kasmina",
     ),
-    Metric("ic", "esper_isolation_checks_total", "counter", "1", "isolation checks made", "kasmina"),
+    Metric("ic", "esper_isolation_checks", "gauge", "1", "isolation checks made in the run so far", "kasmina"),
     Metric("gp", "esper_gates_passed_total", "counter", "1", "gates passed", "kasmina", ("gate",)),
     Metric("gd", "esper_gates_denied_total", "counter", "1", "gates refused", "kasmina", ("gate",)),
     # Oona: the bus

@@ -27,8 +27,8 @@ _CURVES = {
     "bd": BOUNDARY_MS.key,
     **{part.key[:2]: part.key for part in BOUNDARY_PARTS},
 }
-_TOTALS = {"md": "missed_deadlines", "iv": "isolation_violations", "ic": "isolation_checks", "sc": "seeds_culled"}
-_LATEST = {"sl": "seeds_live", "sf": "seeds_fossilized"}
+_TOTALS = {"md": "missed_deadlines", "iv": "isolation_violations", "sc": "seeds_culled"}
+_LATEST = {"sl": "seeds_live", "sf": "seeds_fossilized", "ic": "isolation_checks"}
 
 
 @dataclass(slots=True)

@@ -172,6 +172,7 @@ def points(row: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Itera
     values["sl"] = sum(stages[stage.name] for stage in GROWING)
     values["sf"] = stages[Stage.FOSSILIZED.name]
     values["sc"] = sum(item["kind"] == "stage" and item["to"] == Stage.CULLED.name for item in events)
+    values["ic"] = row["isolation_checks"]
     values["iv"] = sum(item["kind"] == "isolation" for item in events)
     yield from (MetricPoint(key, float(value)) for key, value in values.items())
     yield from (MetricPoint("gr", item["ms"]) for item in events if item["kind"] == "graft")

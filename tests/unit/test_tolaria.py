@@ -15,8 +15,11 @@ from safetensors.torch import save_file
 from esper_ray import config as configuration
 from esper_ray import inprocess
 from esper_ray.config import OptimizerConfig
+from esper_ray.contracts import codec
 from esper_ray.contracts.budgets import BOUNDARY_MS
+from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
+from esper_ray.contracts.metrics import METRICS
 from esper_ray.errors import CheckpointError, EnvironmentFault, EsperError
 from esper_ray.tolaria import checkpoint
 from esper_ray.tolaria.learning_rate import LearningRates
@@ -175,6 +178,26 @@ class Silent:
         assert timeout <= BOUNDARY_MS.limit / 1e3
         if self.fault:
             raise self.fault
+
+
+class Collector:
+    """A publisher that keeps the keys of all metric points."""
+
+    def __init__(self):
+        self.keys = set()
+
+    def publish(self, kind, payload, **_):
+        if kind is BusMessageType.TELEMETRY:
+            self.keys |= {point.key for point in codec.decode_telemetry(payload).metrics}
+
+
+def test_every_metric_of_the_loop_and_of_the_seeds_is_really_sent(tmp_path):
+    collector = Collector()
+    for home, settings in (("a", ()), ("b", ("seeds.gain_errors=1000",))):
+        config = config_at(tmp_path / home, *settings)
+        Trainer(RunRequest("r", config), inprocess.surroundings(config, publisher=collector)).run()
+    promised = {metric.key for metric in METRICS if metric.emitter in ("tolaria", "kasmina")}
+    assert promised - collector.keys == set()
 
 
 PLAIN = """
