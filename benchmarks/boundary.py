@@ -1,6 +1,6 @@
 """The boundary's budget, on the real path: a real run in the live mode, Tolaria and Tamiyo in their own Ray actors.
 
-A small host trains three steps between two boundaries, with everything else of the system up; the times are those that
+A small host trains twelve steps between two boundaries, with everything else of the system up; the times are those that
 the run itself wrote down. At least 1,000 boundaries; the short form has 1,050, the long one 5,000.
 """
 
@@ -31,7 +31,7 @@ def measure(boundaries: int) -> dict[str, Any]:
             None,
             [
                 f"home={home}", "run.dataset=digits", "run.mode=live", f"run.epochs={boundaries}",
-                "run.boundary_every=3", "run.host_width=8", "ray.namespace=benchmark", "nissa.port=0",
+                "run.boundary_every=12", "run.host_width=8", "ray.namespace=benchmark", "nissa.port=0",
                 "forge.compile=never",
             ],
         )  # fmt: skip

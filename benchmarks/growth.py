@@ -5,7 +5,8 @@ grown run was charged, its shadow passes and measurements included. The test spl
 
     python -m benchmarks.growth --quick --json growth.json     5 seeds, at most 20 minutes on 2 cores
 
-Runs are kept in a folder (--home); what is there is not done again, so an interrupted study goes on where it was.
+Runs are kept in a folder (--home), by the code and the settings they were made with; what is there is not done again,
+so an interrupted study goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import Any
 
 from rich.progress import Progress
 
+import esper_ray
 from benchmarks import common
 from benchmarks.common import Bar
+from esper_ray.reliability.ids import digest
 
 # Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom; beyond, the normal's.
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -105,9 +108,18 @@ def figures_of(rows: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any
     return figures
 
 
+def identity(settings: Sequence[str]) -> str:
+    """A folder's name for this code and these settings: a result is never taken for that of another study."""
+    files = sorted(Path(esper_ray.__file__).parent.rglob("*.py"))
+    content = b"".join(file.read_bytes() for file in files) + "\n".join(settings).encode()
+    return digest(content)[:12]
+
+
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="random seeds, paired over the arms")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="random seeds, paired over the arms (10; 5 with --quick)"
+    )
     parser.add_argument("--home", type=Path, default=Path("build/growth"), metavar="DIR", help="where runs are kept")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run")
     parser.add_argument("--parallel", type=int, default=2, metavar="N", help="runs at a time, one thread each")
@@ -116,10 +128,11 @@ def main() -> None:
     if given.one:
         print(json.dumps(work(given.home, int(given.one[0]), given.one[1], given.set)))
         return
+    home = given.home / identity(given.set)
     common.run(
         "growth",
         BARS,
-        lambda: study(given.home, given.seeds, given.set, ARMS, given.parallel),
+        lambda: study(home, given.seeds or (5 if given.quick else 10), given.set, ARMS, given.parallel),
         given.json,
     )
 

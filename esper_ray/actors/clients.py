@@ -95,7 +95,7 @@ class RemoteDecider:
         self._tamiyo = ByName("tamiyo", namespace)
 
     def open_run(self, opening: RunOpening) -> None:
-        _until_done(lambda: RayAnswer[bool](self._tamiyo, "open_run", opening).wait(_OPEN_SECONDS))
+        until_done(lambda: RayAnswer[bool](self._tamiyo, "open_run", opening).wait(_OPEN_SECONDS))
 
     def decide(self, run: str, state: Sequence[bytes]) -> RayAnswer[list[bytes]] | NoAnswer[list[bytes]]:
         try:
@@ -104,7 +104,7 @@ class RemoteDecider:
             return NoAnswer(fault)
 
     def close_run(self, run: str) -> None:
-        _until_done(lambda: RayAnswer[bool](self._tamiyo, "close_run", run).wait(_OPEN_SECONDS))
+        until_done(lambda: RayAnswer[bool](self._tamiyo, "close_run", run).wait(_OPEN_SECONDS))
 
 
 class RemoteKernels:
@@ -151,8 +151,8 @@ class KernelAnswer:
         return kernel
 
 
-def _until_done(call: Callable[[], Any]) -> None:
-    """Repeat an idempotent call while its actor is being restarted.
+def until_done(call: Callable[[], T | None]) -> T:
+    """Repeat an idempotent call while its actor is being restarted; returns what it gave.
 
     Raises:
         EnvironmentFault: it is still away after a minute.
@@ -160,8 +160,10 @@ def _until_done(call: Callable[[], Any]) -> None:
     give_up = time.monotonic() + _OPEN_SECONDS
     while True:
         try:
-            call()
-            return
+            answer = call()
+            if answer is not None:
+                return answer
+            raise EnvironmentFault("An actor does not answer.", remedy="Look at `esper status`.")
         except EnvironmentFault:
             if time.monotonic() > give_up:
                 raise

@@ -25,7 +25,6 @@ class TamiyoActor:
     def __init__(self, config_tree: dict[str, Any]) -> None:
         config = build(config_tree)
         self._tamiyo = Tamiyo(
-            config,
             load_keys(config.home / "keys" / "signing"),
             journal=config.home / "journals" / "tamiyo.db",
             publisher=connect_publisher(config, source="tamiyo"),

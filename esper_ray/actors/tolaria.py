@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 import esper_ray
-from esper_ray.actors.clients import ByName, RemoteDecider, RemoteKernels
+from esper_ray.actors.clients import ByName, RayAnswer, RemoteDecider, RemoteKernels, until_done
 from esper_ray.actors.resources import training_threads
 from esper_ray.config import Config, build
 from esper_ray.contracts.messages import blueprint_number
 from esper_ray.contracts.ports import Candidate, SlotInfo
 from esper_ray.contracts.signing import load_keys
 from esper_ray.errors import RunError
+from esper_ray.karn.catalog import QueryAnswer
 from esper_ray.oona.bus import connect_publisher
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class TolariaActor:
             torch.set_num_threads(training_threads(config))
             trainer = Trainer(_plan(request, config), self._surroundings(config))
             signatures = [str(slot.signature) for slot in trainer.task.slots]
-            ByName("tezzeret", config.ray.namespace).call("start_forge", signatures)
+            until_done(lambda: ByName("tezzeret", config.ray.namespace).call("start_forge", signatures))
             result = trainer.run()
             state = "finished"
         except Stopped:
@@ -128,7 +129,7 @@ def _plan(request: dict[str, Any], config: Config) -> RunRequest:
 def _candidates(namespace: str, slot: SlotInfo) -> list[Candidate]:
     """What Karn offers for a slot."""
     karn = ByName("karn", namespace)
-    answer = karn.result(karn.call("query", str(slot.signature)), _KARN_SECONDS)
+    answer = until_done(lambda: RayAnswer[QueryAnswer](karn, "query", str(slot.signature)).wait(_KARN_SECONDS))
     return [
         Candidate(
             slot=slot.index,

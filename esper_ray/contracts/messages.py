@@ -88,7 +88,7 @@ class SeedDirective:
     blueprint: int = 0
     parameters: Metrics = field(default_factory=dict)
     blend_mode: BlendMode = BlendMode.RESIDUAL
-    blend_schedule: str = "linear"
+    blend_schedule: str = ""
 
 
 @dataclass(frozen=True, slots=True)

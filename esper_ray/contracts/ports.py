@@ -118,7 +118,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class RunOpening:
-    """What a decider is told when a run starts or resumes: decisions of epochs after ``epoch`` are forgotten."""
+    """What a decider is told when a run starts or resumes: states of epochs after ``epoch`` are forgotten.
+
+    ``settings`` is the run's own ``tamiyo`` section: the decider's process may have been started with another one.
+    """
 
     run: str
     seed: int
@@ -130,6 +133,7 @@ class RunOpening:
     max_parameters: int
     epoch: int = 0
     branch: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Decider(Protocol):

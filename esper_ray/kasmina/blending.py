@@ -30,7 +30,9 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
 
 def alpha_at(schedule: str, progress: float) -> float:
     """Alpha in 0..1 at ``progress`` through the ramp; values outside 0..1 are held at the ends."""
-    return SCHEDULES[schedule](min(1.0, max(0.0, progress)))
+    if not 0.0 < progress < 1.0:
+        return float(progress >= 1.0)
+    return SCHEDULES[schedule](progress)
 
 
 def residual(h: Tensor, branch: nn.Module, alpha: float, *, detach: bool) -> Tensor:

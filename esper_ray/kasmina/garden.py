@@ -18,7 +18,7 @@ from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.enums import SeedOperation
 from esper_ray.contracts.messages import AdaptationCommand, SeedState, blueprint_name
 from esper_ray.contracts.ports import KernelSource, SlotInfo
-from esper_ray.errors import BlueprintError
+from esper_ray.errors import BlueprintError, KernelError
 from esper_ray.karn.catalog import CATALOG
 from esper_ray.kasmina import advance, isolation, kernels
 from esper_ray.kasmina.advance import SeedMeasurement
@@ -108,6 +108,11 @@ class Garden:
         own = sum(parameter.numel() for parameter in self.model.parameters())
         return own + sum(seed.parameter_count for seed in self.seeds if seed.stage is not Stage.FOSSILIZED)
 
+    def parameters_in_path(self) -> int:
+        """Parameters that the model's predictions depend on."""
+        own = sum(parameter.numel() for parameter in self.model.parameters())
+        return own + sum(seed.parameter_count for seed in self.live)
+
     def states(self) -> tuple[SeedState, ...]:
         """One `SeedState` for each slot that is not dormant, as Tamiyo gets them."""
         return tuple(self._state(slot) for slot in self.slots if slot.stage is not Stage.DORMANT)
@@ -116,7 +121,8 @@ class Garden:
         seed = slot.seed
         if seed is None:
             return SeedState(0, slot.info.index, 0, slot.stage)
-        known = (("g", "gain"), ("ge", "gain_error"))
+        # What a fossil is worth is not measured any more: it can no longer be told from its host.
+        known = () if seed.stage is Stage.FOSSILIZED else (("g", "gain"), ("ge", "gain_error"))
         return SeedState(
             seed=seed.number,
             slot=slot.info.index,
@@ -258,7 +264,11 @@ class Garden:
         slot = self.slots[slot_index]
         spec = CATALOG.get(blueprint).spec(slot.info.signature, parameters)
         kernel = self.source.fetch(spec).wait(KERNEL_PATIENCE_SECONDS)
-        assert kernel is not None, "a kernel source answers or raises"
+        if kernel is None:
+            raise KernelError(
+                f"No kernel of {spec.key} arrived within {KERNEL_PATIENCE_SECONDS:.0f} s.",
+                remedy="Look at the forge with `esper status`, then resume the run.",
+            )
         seed = Seed(self.next_number, slot_index, spec, Stage.FOSSILIZED, 0, 0, 0, alpha=1.0)
         slot.seed, slot.stage = seed, Stage.FOSSILIZED
         self.next_number += 1
@@ -354,6 +364,7 @@ class Garden:
             each.gradient_norm = float(torch.stack(norms).norm()) if norms else 0.0
             each.evidence["norms"].append(each.gradient_norm)
             each.evidence["advantages"].append(advantage)
+            each.evidence["together"] = len(isolated)
 
     def _check_isolation(self, reading: isolation.IsolationReading, isolated: Sequence[Seed], step: int) -> None:
         self.checks += 1

@@ -57,7 +57,8 @@ def gradient_health(evidence: Mapping[str, Any], config: SeedConfig) -> Verdict:
     """G1: gradients finite, neither vanished nor exploded; the seed's loss, host taken off, falls; isolation intact.
 
     Expects ``norms`` (gradient norm per isolated step) and ``advantages`` (host loss minus shadow loss per such step).
-    The host's own progress is in both losses and cancels out.
+    The host's own progress is in both losses and cancels out. Seeds that are isolated at the same time share one
+    shadow pass, and so this evidence; each one's own worth is judged by G4.
     """
     norms, advantages = evidence.get("norms", ()), evidence.get("advantages", ())
     if len(norms) < 6:
@@ -80,6 +81,7 @@ def gradient_health(evidence: Mapping[str, Any], config: SeedConfig) -> Verdict:
             "advantage_first": first,
             "advantage_last": last,
             "isolated_steps": len(norms),
+            "isolated_together": int(evidence.get("together", 1)),
             "violations": violations,
         },
     )

@@ -6,6 +6,7 @@ Fossils are part of the host by then: their weights come with the model's own st
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ def save(garden: Garden) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 "blueprint": seed.blueprint,
                 "parameters": dict(seed.spec.parameters),
                 "grafted": slot.hooked,
-                **{name: getattr(seed, name) for name in _SEED_FIELDS},
+                **{name: copy.deepcopy(getattr(seed, name)) for name in _SEED_FIELDS},
             }
             if seed.branch is not None and seed.stage is not Stage.FOSSILIZED:
                 tensors.update((f"{seed.number}.{name}", value) for name, value in seed.branch.state_dict().items())

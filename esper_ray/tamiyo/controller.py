@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from esper_ray.config import Config
+from esper_ray.config import TamiyoConfig
 from esper_ray.contracts import codec
 from esper_ray.contracts.budgets import DECIDE_MS, MAX_COMMANDS_PER_BOUNDARY
 from esper_ray.contracts.enums import BusMessageType, CommandType, SeedOperation
@@ -41,35 +41,35 @@ class Tamiyo:
 
     def __init__(
         self,
-        config: Config,
         keys: KeyRing,
         *,
         journal: Path,
         publisher: Publisher | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._config, self._clock, self._publisher = config.tamiyo, clock, publisher
+        self._clock, self._publisher = clock, publisher
         self._signer = Signer(keys, "tamiyo", clock=clock)
         self._verifier = Verifier(keys, clock=clock)
         self._journal = Journal(journal, clock=clock)
         self._views: dict[str, RunView] = {}
         self._observed: dict[str, dict[int, Observation]] = {}
         for entry in self._journal.read("openings"):
-            self._enter(_opening_from(json.loads(entry.payload)))
+            self._enter(_opening_from(json.loads(entry.payload)), since=entry.seq)
 
     def open_run(self, opening: RunOpening) -> None:
         """Begin, or begin again from ``opening.epoch``: later states are forgotten, later decisions are not."""
         key = f"{opening.run}/{opening.branch}/{opening.epoch}/{self._clock.now_ns()}"
-        self._journal.append("openings", json.dumps(asdict(opening)).encode(), key=key)
-        self._enter(opening)
+        seq = self._journal.append("openings", json.dumps(asdict(opening)).encode(), key=key)
+        self._enter(opening, since=seq)
 
-    def _enter(self, opening: RunOpening) -> None:
-        view = RunView(opening)
+    def _enter(self, opening: RunOpening, *, since: int) -> None:
+        """Build the view: what was decided up to the opening's epoch, and whatever was asked since the opening."""
+        view = RunView(opening, TamiyoConfig(**opening.settings))
         self._views[opening.run], self._observed[opening.run] = view, {}
         for entry in self._journal.read(f"states/{opening.run}"):
             record = json.loads(entry.payload)
             state = codec.decode_state([bytes.fromhex(packet) for packet in record["packets"]])
-            if state.epoch <= opening.epoch or state.branch != opening.branch:
+            if state.epoch <= opening.epoch or entry.seq > since:
                 self._observe(view, state, [codec.decode_command(bytes.fromhex(c)) for c in record["commands"]])
 
     def decide(self, run: str, envelopes: Sequence[bytes]) -> list[bytes]:
@@ -99,7 +99,7 @@ class Tamiyo:
 
     def _decide_anew(self, view: RunView, state: SystemState, packets: Sequence[bytes], key: str) -> list[bytes]:
         view.states.append(state)
-        proposals = CONTROLLERS[view.opening.controller](view, self._config)[:MAX_COMMANDS_PER_BOUNDARY]
+        proposals = CONTROLLERS[view.opening.controller](view, view.config)[:MAX_COMMANDS_PER_BOUNDARY]
         view.states.pop()
         issued = [self._command(view, state, number, proposal) for number, proposal in enumerate(proposals)]
         issued = issued or [self._no_change(view, state)]
@@ -147,8 +147,10 @@ class Tamiyo:
         view.states.append(state)
         observed = self._observed[state.run]
         for command_id, observation in list(observed.items()):
-            closed = observation.watch(state, self._config.report_window)
-            if closed is not None:
+            closed = observation.watch(state, view.config.report_window)
+            if observation.void:
+                del observed[command_id]
+            elif closed is not None:
                 self._report(state.run, observed.pop(command_id), *closed)
         for command in commands:
             directive = command.seed_directive

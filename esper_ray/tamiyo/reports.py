@@ -26,15 +26,19 @@ class Observation:
     epoch: int
     policy_version: str
     seed: int = 0
+    void: bool = False
     gains: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
 
     def watch(self, state: SystemState, window: int) -> tuple[Outcome, str] | None:
         """Take in one state; the outcome when the window closes with it."""
         found = next((seed for seed in state.seeds if seed.slot == self.slot), None)
+        if found is None and self.seed == 0:
+            # The slot sleeps: the command came too late or was refused, and there is nothing to report on.
+            self.void = state.epoch > self.epoch
+            return None
         if found is None or found.seed == 0:
-            # Gone again before it was ever in the path, or removed after it.
-            return self._outcome("removed from its slot") if state.epoch > self.epoch else None
+            return self._outcome("removed from its slot")
         self.seed = found.seed
         if "g" in found.metrics and found.stage in _OBSERVED:
             self.gains.append(found.metrics["g"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from esper_ray.config import TamiyoConfig
 from esper_ray.contracts.enums import BlendMode, SeedOperation
 from esper_ray.contracts.messages import SeedState, SystemState
 from esper_ray.contracts.ports import Candidate, RunOpening, SlotInfo
@@ -15,6 +16,7 @@ class RunView:
     """One run as seen through its states; ``states[-1]`` is the boundary being decided."""
 
     opening: RunOpening
+    config: TamiyoConfig
     states: list[SystemState] = field(default_factory=list)
 
     @property
@@ -35,7 +37,10 @@ class RunView:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One thing a controller wants done, and why: which signal, which threshold."""
+    """One thing a controller wants done, and why: which signal, which threshold.
+
+    An empty ``schedule`` leaves the ramp to the run's configuration.
+    """
 
     operation: SeedOperation
     slot: int
@@ -43,4 +48,4 @@ class Proposal:
     seed: int = 0
     blueprint: int = 0
     blend_mode: BlendMode = BlendMode.RESIDUAL
-    schedule: str = "linear"
+    schedule: str = ""

@@ -16,7 +16,7 @@ from esper_ray.contracts.enums import BusMessageType, CommandType
 from esper_ray.contracts.messages import AdaptationCommand, SystemState
 from esper_ray.contracts.ports import Decider
 from esper_ray.contracts.signing import Signer, Verifier
-from esper_ray.errors import ContractError, EsperError
+from esper_ray.errors import ContractError, EsperError, RunError
 
 LOCKSTEP_PATIENCE_SECONDS = 90.0
 RETRY_SECONDS = 0.25
@@ -70,62 +70,76 @@ class Boundary:
         self,
         look: Callable[[], SystemState],
         record: Callable[[Sequence[bytes], str], None],
-        planned: Sequence[bytes] | None = None,
+        planned: tuple[Sequence[bytes], str] | None = None,
     ) -> Exchange:
         """Do one boundary.
 
         Args:
             look: gathers the state.
-            record: makes the decision durable; called with the envelopes and the reason for a missed one.
-            planned: the envelopes of the journal, when a resumed run repeats this boundary.
+            record: makes the decision durable; called with the accepted envelopes and the reason for a missed one.
+            planned: the same from the journal, when a resumed run repeats this boundary.
         """
         start = time.perf_counter()
         state = look()
         packets = codec.encode_state(state)
-        sealed = [
-            self._signer.seal(packet, BusMessageType.SYSTEM_STATE, payload_type="SystemStatePacket")
-            for packet in packets
-        ]
+        sealed = self._seal(packets)
         assembled = time.perf_counter()
-        answer, missed = self._ask(state.run, sealed)
+        answer, missed = self._ask(state.run, packets, sealed)
         decided = time.perf_counter()
-        envelopes, repeated = (answer, False) if planned is None else (list(planned), True)
-        if repeated:
-            missed = ""
-        else:
-            record(envelopes, missed)
+        given, missed = (answer, missed) if planned is None else planned
+        accepted, refused = self._open(given, state, repeated=planned is not None)
+        opened = time.perf_counter()
+        if planned is None:
+            record(list(accepted), missed)
         recorded = time.perf_counter()
-        commands, refused = self._open(envelopes, state, repeated=repeated)
-        refused += [reason for reason in map(self._apply_one, commands) if reason]
+        refused += [reason for reason in map(self._apply_one, accepted.values()) if reason]
         applied = time.perf_counter()
         times = BoundaryTimes(
             total=(applied - start) * 1e3,
             assembly=(assembled - start) * 1e3,
             decide=(decided - assembled) * 1e3,
-            apply=(applied - recorded) * 1e3,
-            guard=(recorded - decided) * 1e3,
+            apply=(applied - recorded + opened - decided) * 1e3,
+            guard=(recorded - opened) * 1e3,
         )
-        return Exchange(tuple(commands), tuple(envelopes), tuple(packets), tuple(refused), times, missed)
+        return Exchange(tuple(accepted.values()), tuple(accepted), tuple(packets), tuple(refused), times, missed)
 
-    def _ask(self, run: str, sealed: list[bytes]) -> tuple[list[bytes], str]:
+    def _seal(self, packets: Sequence[bytes]) -> list[bytes]:
+        kind = BusMessageType.SYSTEM_STATE
+        return [self._signer.seal(packet, kind, payload_type="SystemStatePacket") for packet in packets]
+
+    def _ask(self, run: str, packets: Sequence[bytes], sealed: list[bytes]) -> tuple[list[bytes], str]:
+        """The answer, or why there is none.
+
+        Raises:
+            RunError: in lockstep, where no deadline decides anything, Tamiyo stays away for too long.
+        """
         patience = LOCKSTEP_PATIENCE_SECONDS if self._lockstep else DECIDE_MS.limit / 1e3
         give_up = time.perf_counter() + patience
+        why = f"no answer within {patience * 1e3:.0f} ms"
         while True:
             try:
                 answer = self._decider.decide(run, sealed).wait(max(0.0, give_up - time.perf_counter()))
             except EsperError as fault:
-                if not self._lockstep or time.perf_counter() + RETRY_SECONDS > give_up:
-                    return [], f"Tamiyo failed: {fault}"
-                time.sleep(RETRY_SECONDS)
-                continue
-            if answer is None:
-                return [], f"no answer within {patience * 1e3:.0f} ms"
-            return answer, ""
+                answer, why = None, f"Tamiyo failed: {fault}"
+            if answer is not None:
+                return answer, ""
+            if not self._lockstep:
+                return [], why
+            if time.perf_counter() + RETRY_SECONDS > give_up:
+                raise RunError(
+                    f"Tamiyo gave {run} no decision for {patience:.0f} s.",
+                    why=why,
+                    remedy="Look at the actor tamiyo, then go on with `esper run --resume`.",
+                )
+            time.sleep(RETRY_SECONDS)
+            # A nonce is good for one delivery, and this one may have been made.
+            sealed = self._seal(packets)
 
     def _open(
         self, envelopes: Sequence[bytes], state: SystemState, *, repeated: bool
-    ) -> tuple[list[AdaptationCommand], list[str]]:
-        commands: list[AdaptationCommand] = []
+    ) -> tuple[dict[bytes, AdaptationCommand], list[str]]:
+        """The commands that are genuine and meant for this boundary, by their envelopes, and why others are not."""
+        accepted: dict[bytes, AdaptationCommand] = {}
         refused: list[str] = []
         opener = self._verifier.open if repeated else self._verifier.open_direct
         for data in envelopes[:MAX_COMMANDS_PER_BOUNDARY]:
@@ -137,8 +151,8 @@ class Boundary:
             if (command.run, command.epoch, command.branch) != (state.run, state.epoch, state.branch):
                 refused.append(f"a command for {command.run} epoch {command.epoch} was refused")
                 continue
-            commands.append(command)
-        return commands, refused
+            accepted[data] = command
+        return accepted, refused
 
     def _apply_one(self, command: AdaptationCommand) -> str:
         return "" if command.type is CommandType.NO_OP else self._apply(command)

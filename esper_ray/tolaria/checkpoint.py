@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper_ray.errors import CheckpointError, EsperError
+from esper_ray.errors import CheckpointError
 from esper_ray.reliability import atomic
 from esper_ray.reliability.ids import digest
 
@@ -44,7 +44,7 @@ class CheckpointWriter:
     def __init__(self, folder: Path, *, keep: int) -> None:
         self._folder, self._keep = atomic.make_folder(folder), keep
         self._queue: queue.Queue[Checkpoint | None] = queue.Queue(maxsize=2)
-        self._failure: EsperError | None = None
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
 
@@ -80,7 +80,8 @@ class CheckpointWriter:
                     return
                 write(self._folder, item)
                 self._prune()
-            except EsperError as fault:
+            except Exception as fault:
+                # Whatever it is, the trainer must hear of it; a dead thread would let it wait for ever.
                 self._failure = fault
             finally:
                 self._queue.task_done()

@@ -24,43 +24,41 @@ class CostMeter:
 
     def __init__(self) -> None:
         self.total = 0.0
-        self._per_sample: dict[Hashable, float] = {}
-        self._saved: dict[str, float] = {}
-        self._owed: dict[Hashable, list[int]] = {}
+        self._per_sample: dict[str, float] = {}
+        self._owed: dict[str, list[int]] = {}
 
     @contextlib.contextmanager
     def charge(self, key: Hashable, samples: int, *, later: bool = False) -> Iterator[None]:
         """Charge the work inside for ``samples`` samples."""
-        known = self._per_sample.get(key)
-        if known is None and self._saved:
-            known = self._saved.get(repr(key))
-        if known is None and later and len(self._owed.setdefault(key, [])) < LATER:
+        name = repr(key)
+        known = self._per_sample.get(name)
+        if known is None and later and len(self._owed.setdefault(name, [])) < LATER:
             yield
-            self._owed[key].append(samples)
+            self._owed[name].append(samples)
             return
         if known is None:
             with FlopCounterMode(display=False) as counter:
                 yield
-            known = counter.get_total_flops() / samples
-            self.total += known * sum(self._owed.pop(key, ()))
+            known = self._per_sample[name] = counter.get_total_flops() / samples
+            self.total += known * sum(self._owed.pop(name, ()))
         else:
             yield
-        self._per_sample[key] = known
         self.total += known * samples
 
     def settle(self) -> None:
-        """Charge what was done too seldom to be measured, as the dearest work that is known."""
+        """At a run's end: charge what was done too seldom to be measured, as the dearest work that is known."""
         dearest = max(self._per_sample.values(), default=0.0)
         self.total += dearest * sum(sum(samples) for samples in self._owed.values())
         self._owed.clear()
 
     def per_sample(self, key: Hashable) -> float:
         """What one sample of that work costs; 0 where it was never measured."""
-        return self._per_sample.get(key, 0.0)
+        return self._per_sample.get(repr(key), 0.0)
 
     def save(self) -> dict[str, Any]:
-        return {"total": self.total, "per_sample": {repr(key): value for key, value in self._per_sample.items()}}
+        owed = {name: list(samples) for name, samples in self._owed.items()}
+        return {"total": self.total, "per_sample": dict(self._per_sample), "owed": owed}
 
     def load(self, data: Mapping[str, Any]) -> None:
         self.total = float(data["total"])
-        self._saved = dict(data["per_sample"])
+        self._per_sample, self._owed = dict(data["per_sample"]), dict(data["owed"])

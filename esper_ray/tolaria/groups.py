@@ -30,7 +30,7 @@ class Groups:
             fused=True,
         )
         self._seeds: dict[int, Seed] = {}
-        self._host = list(model.parameters())
+        self._host = _in_order(model)
 
     def adopt(self, seed: Seed) -> None:
         """A group of its own for a newborn; its moments start at zero with a step count of its own."""
@@ -44,7 +44,7 @@ class Groups:
         """The parameters of a block that was there before training began belong to the host's own group."""
         assert seed.branch is not None
         self.optimizer.param_groups[0]["params"].extend(seed.branch.parameters())
-        self._host = list(self._model.parameters())
+        self._host = _in_order(self._model)
 
     def release(self, seed: Seed) -> None:
         """Take a seed's parameters and moments out."""
@@ -62,7 +62,8 @@ class Groups:
     def fossilise(self, seed: Seed) -> None:
         """From now on the seed's gradients are clipped together with the host's."""
         self._seeds.pop(seed.number, None)
-        self._host = list(self._model.parameters())
+        seed.gradient_norm = 0.0
+        self._host = _in_order(self._model)
 
     def clip(self) -> Tensor:
         """Clip the host and each live seed to the same norm, each apart; returns the host's norm before."""
@@ -79,6 +80,11 @@ class Groups:
     def seeds(self) -> dict[int, Seed]:
         """Seeds that have a group and are not fossils."""
         return self._seeds
+
+
+def _in_order(model: nn.Module) -> list[Tensor]:
+    """The parameters by name: an order that does not depend on which block became a fossil first."""
+    return [parameter for _, parameter in sorted(model.named_parameters())]
 
 
 def _clip(parameters: Sequence[Tensor], limit: float) -> Tensor | None:

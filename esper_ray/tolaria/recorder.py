@@ -45,10 +45,13 @@ class Recorder:
         record = {"envelopes": [data.hex() for data in envelopes], "missed": missed}
         self._journal.append("decisions", json.dumps(record).encode(), key=f"{branch}/{epoch}")
 
-    def planned_decision(self, branch: int, epoch: int) -> list[bytes] | None:
-        """The envelopes of that boundary, when the run was there before."""
+    def planned_decision(self, branch: int, epoch: int) -> tuple[list[bytes], str] | None:
+        """The accepted envelopes of that boundary and why it was missed, when the run was there before."""
         entry = self._journal.get("decisions", f"{branch}/{epoch}")
-        return None if entry is None else [bytes.fromhex(text) for text in json.loads(entry.payload)["envelopes"]]
+        if entry is None:
+            return None
+        record = json.loads(entry.payload)
+        return [bytes.fromhex(text) for text in record["envelopes"]], record["missed"]
 
     def record_graft(self, branch: int, seed: int, step: int) -> None:
         self._journal.append("grafts", str(step).encode(), key=f"{branch}/{seed}")

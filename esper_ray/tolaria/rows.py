@@ -129,8 +129,8 @@ def epoch_row(
                 "blueprint": seed.spec.blueprint,
                 "stage": seed.stage.name,
                 "alpha": seed.alpha,
-                "gain": seed.evidence.get("gain"),
-                "gain_error": seed.evidence.get("gain_error"),
+                "gain": None if seed.stage is Stage.FOSSILIZED else seed.evidence.get("gain"),
+                "gain_error": None if seed.stage is Stage.FOSSILIZED else seed.evidence.get("gain_error"),
                 "gradient_norm": seed.gradient_norm,
             }
             for seed in trainer.garden.seeds
@@ -214,7 +214,7 @@ def result(trainer: Trainer, quality: Quality, test: Quality) -> dict[str, Any]:
         "test_loss": test.loss,
         "validation_accuracy": quality.accuracy,
         "validation_loss": quality.loss,
-        "parameters": trainer.garden.parameter_count(),
+        "parameters": trainer.garden.parameters_in_path(),
         "host_parameters": trainer.host_parameters,
         "flops": trainer.meter.total,
         "wall_seconds": trainer.seconds,
@@ -227,7 +227,8 @@ def result(trainer: Trainer, quality: Quality, test: Quality) -> dict[str, Any]:
         "isolation_violations": trainer.garden.violations,
         "blocks": [
             {"slot": s.slot, "blueprint": s.spec.blueprint, "parameters": dict(s.spec.parameters)}
-            for s in trainer.garden.in_stage(Stage.FOSSILIZED)
+            for s in trainer.garden.seeds
+            if s.alpha > 0.0
         ],
     }
 

@@ -215,6 +215,7 @@ class Trainer:
             max_parameters=self.config.run.max_parameters,
             epoch=self.epoch,
             branch=self.garden.branch,
+            settings=self.config.tamiyo.model_dump(mode="json"),
         )
 
     # An epoch
@@ -227,7 +228,6 @@ class Trainer:
             if self.around.should_stop():
                 raise Stopped
             self.train_step()
-        self.meter.settle()
         trained = time.perf_counter()
         training_loss = float(self._loss_sum) / steps
         self.epoch += 1
@@ -316,6 +316,7 @@ class Trainer:
         self.around.decider.close_run(self.request.run)
         quality = evaluate(self.model, self.validation, self.meter, ("final", self.garden.structure()))
         test = evaluate(self.model, self.task.data.test.to(self.device), CostMeter(), "test")
+        self.meter.settle()
         sample = self.task.data.test.inputs[:8].to(self.device)
         export_model(self.garden, sample, self.folder / "model")
         result = rows.result(self, quality, test)

@@ -31,7 +31,8 @@ CONFIG = TamiyoConfig(plateau_rate=0.1, warmup_epochs=3, window=3)
 
 def opening(**changes):
     given = {"run": "r", "seed": 1, "slots": SLOTS, "candidates": CANDIDATES, "controller": "heuristic", "epochs": 20}
-    return RunOpening(**{**given, "host_parameters": 1000, "max_parameters": 10**6, **changes})
+    given |= {"host_parameters": 1000, "max_parameters": 10**6, "settings": CONFIG.model_dump()}
+    return RunOpening(**{**given, **changes})
 
 
 def state(epoch, loss=1.0, seeds=(), **changes):
@@ -47,7 +48,7 @@ def seed(stage, gain=None, error=0.01, slot=0, number=1):
 
 
 def view(*states, **changes):
-    return RunView(opening(**changes), list(states))
+    return RunView(opening(**changes), CONFIG, list(states))
 
 
 def test_a_falling_loss_is_left_alone_and_a_flat_one_makes_every_free_slot_grow():
@@ -122,7 +123,7 @@ class Desk:
         self.tamiyo = self.make()
 
     def make(self):
-        return Tamiyo(self.config, self.keys, journal=self.config.home / "t.db", publisher=self, clock=self.clock)
+        return Tamiyo(self.keys, journal=self.config.home / "t.db", publisher=self, clock=self.clock)
 
     def publish(self, kind, payload, *, event_id=None, **_):
         assert kind is BusMessageType.FIELD_REPORT
@@ -157,6 +158,30 @@ def test_the_same_state_asked_twice_gets_the_same_commands_also_after_a_restart(
     assert desk.decide(state(5, seeds=growing))[0].type is CommandType.NO_OP
 
 
+def test_a_tamiyo_that_was_killed_decides_as_one_that_was_not(tmp_path):
+    whole, killed = Desk(tmp_path / "a"), Desk(tmp_path / "b")
+    for desk in (whole, killed):
+        desk.tamiyo.open_run(opening(slots=SLOTS[:1]))
+        for epoch in range(1, 5):
+            desk.decide(state(epoch))
+        desk.decide(state(5, seeds=[seed(Stage.PROBATIONARY, 0.5)]))
+    killed.tamiyo.close()
+    killed.tamiyo = killed.make()
+    answers = [desk.decide(state(6, seeds=[seed(Stage.PROBATIONARY, 0.5)])) for desk in (whole, killed)]
+    assert answers[0] == answers[1]
+    assert answers[0][0].seed_directive.operation is SeedOperation.FOSSILIZE
+    for desk in (whole, killed):
+        desk.tamiyo.close_run("r")
+    assert whole.published == killed.published
+    assert len(whole.published) == 1
+
+
+def test_a_run_decides_by_its_own_settings(tmp_path):
+    desk = Desk(tmp_path)
+    desk.tamiyo.open_run(opening(settings={**CONFIG.model_dump(), "warmup_epochs": 10}))
+    assert [desk.decide(state(epoch))[0].type for epoch in range(1, 5)] == [CommandType.NO_OP] * 4
+
+
 def test_an_unknown_run_and_a_replayed_state_are_refused(tmp_path):
     desk = Desk(tmp_path)
     with pytest.raises(RunError, match="does not know"):
@@ -184,11 +209,21 @@ def test_each_germination_is_reported_once_with_what_it_led_to(tmp_path, gain, o
     for epoch in range(1, 5):
         commands = desk.decide(state(epoch))
     for epoch in range(5, 9):
-        seeds = [seed(Stage.PROBATIONARY, gain)] if gain is not None else []
-        desk.decide(state(epoch, seeds=seeds))
+        culled = SeedState(1 if epoch == 5 else 0, 0, 9, Stage.TRAINING if epoch == 5 else Stage.EMBARGOED)
+        desk.decide(state(epoch, seeds=[seed(Stage.PROBATIONARY, gain) if gain is not None else culled]))
     desk.tamiyo.close_run("r")
     desk.tamiyo.close_run("r")
     reports = [report for _, report in desk.published if report.command_id == commands[0].command_id]
     assert [report.outcome for report in reports] == [outcome]
     assert reports[0].blueprint == 9
     assert reports[0].window_epochs == (3 if gain is not None else 0)
+
+
+def test_a_germination_that_never_took_effect_is_not_reported(tmp_path):
+    desk = Desk(tmp_path)
+    desk.tamiyo.open_run(opening(slots=SLOTS[:1], settings={**CONFIG.model_dump(), "latest_growth": 0.2}))
+    assert [desk.decide(state(epoch))[0].type for epoch in range(1, 5)][-1] is CommandType.SEED
+    for epoch in range(5, 8):
+        desk.decide(state(epoch))
+    desk.tamiyo.close_run("r")
+    assert desk.published == []

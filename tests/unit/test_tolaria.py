@@ -20,8 +20,8 @@ from esper_ray.contracts.budgets import BOUNDARY_MS
 from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.metrics import METRICS
-from esper_ray.errors import CheckpointError, EnvironmentFault, EsperError
-from esper_ray.tolaria import checkpoint
+from esper_ray.errors import CheckpointError, EnvironmentFault, EsperError, RunError
+from esper_ray.tolaria import boundary, checkpoint
 from esper_ray.tolaria.learning_rate import LearningRates
 from esper_ray.tolaria.trainer import Block, RunRequest, Stopped, Trainer
 
@@ -157,6 +157,14 @@ def test_the_final_size_model_from_scratch_has_the_same_blocks_and_costs_the_sam
     final = Trainer(request, inprocess.surroundings(config)).run()
     assert final["parameters"] == grown["parameters"]
     assert final["flops"] == pytest.approx(grown["flops"], rel=0.03)
+
+
+def test_in_lockstep_a_lost_tamiyo_ends_the_run_instead_of_deciding_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(boundary, "LOCKSTEP_PATIENCE_SECONDS", 0.01)
+    config = config_at(tmp_path)
+    around = configured(inprocess.surroundings(config), decider=Silent(EnvironmentFault("Tamiyo was lost.")))
+    with pytest.raises(RunError, match="no decision"):
+        Trainer(RunRequest("r", config), around).run()
 
 
 class Silent:
