@@ -147,10 +147,8 @@ def _backends(config: Config) -> dict[str, str]:
     from esper_ray.tezzeret.toolchain import compiler_available
 
     compiles, why = compiler_available() if config.forge.compile == "auto" else (False, "forge.compile is never")
-    elastic = config.nissa.elasticsearch_url or os.environ.get("ESPER_ELASTICSEARCH_URL", "")
     return {
         "ray": f"{ray.__version__}, namespace {config.ray.namespace}",
         "bus": resolve_redis(config).how,
-        "events": "Elasticsearch" if elastic else "embedded SQLite full-text store",
         "kernels": "compiled where that is measured to pay" if compiles else f"eager: {why}",
     }

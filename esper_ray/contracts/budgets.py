@@ -18,7 +18,7 @@ BOUNDARY_MS = Budget("boundary", 18.0, "the whole end-of-epoch hook: state out, 
 ASSEMBLY_MS = Budget("assembly", 3.5, "state packet and features assembled and signed")
 DECIDE_MS = Budget("decide", 12.0, "Tamiyo's answer, the hop included")
 APPLY_MS = Budget("apply", 1.5, "command verified and applied to the lifecycle")
-GUARD_MS = Budget("guard", 1.0, "the decision made durable before it takes effect")
+GUARD_MS = Budget("guard", 1.0, "the decision written down before it takes effect")
 GRAFT_MS = Budget("graft", 0.5, "a ready kernel swapped into a slot")
 
 BOUNDARY_PARTS = (ASSEMBLY_MS, DECIDE_MS, APPLY_MS, GUARD_MS)

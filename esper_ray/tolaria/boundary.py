@@ -24,7 +24,7 @@ RETRY_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class BoundaryTimes:
-    """Milliseconds. ``guard`` is the bookkeeping: the decision made durable before it takes effect."""
+    """Milliseconds. ``guard`` is the bookkeeping: the decision written down before it takes effect."""
 
     total: float
     assembly: float
@@ -76,7 +76,7 @@ class Boundary:
 
         Args:
             look: gathers the state.
-            record: makes the decision durable; called with the accepted envelopes and the reason for a missed one.
+            record: writes the decision down; called with the accepted envelopes and the reason for a missed one.
             planned: the same from the journal, when a resumed run repeats this boundary.
         """
         start = time.perf_counter()

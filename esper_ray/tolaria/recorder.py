@@ -36,12 +36,14 @@ class Recorder:
 
     def __init__(self, folder: Path, run: str, publisher: Publisher | None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self.folder, self._run, self._publisher, self._clock = atomic.make_folder(folder), run, publisher, clock
-        self._journal = Journal(folder / "journal.db", clock=clock)
+        # Each decision is on disk in Tamiyo's own journal before it arrives here, and is asked for again after a loss:
+        # waiting for the disk a second time would only stretch the boundary.
+        self._journal = Journal(folder / "journal.db", clock=clock, sync=False)
 
     # The journal
 
     def record_decision(self, branch: int, epoch: int, envelopes: Sequence[bytes], missed: str) -> None:
-        """Make a boundary's decision durable; it takes effect on the weights after this."""
+        """Write a boundary's decision down; it takes effect after this."""
         record = {"envelopes": [data.hex() for data in envelopes], "missed": missed}
         self._journal.append("decisions", json.dumps(record).encode(), key=f"{branch}/{epoch}")
 
