@@ -28,7 +28,6 @@ from esper_ray.reliability import atomic
 
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "default": (),
-    "demo": ("run.boundary_every=75",),
     "fast": (
         "run.epochs=14",
         "run.boundary_every=32",

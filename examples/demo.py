@@ -19,7 +19,7 @@ from esper_ray.cli import fail
 from esper_ray.cli.app import with_flags
 from esper_ray.cli.running import run_to_end
 from esper_ray.errors import EsperError
-from esper_ray.runtime import PRESETS, connect
+from esper_ray.runtime import connect
 
 console = Console(highlight=False)
 
@@ -32,8 +32,7 @@ def demo(
     settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, such as run.seed=1.")] = None,
 ) -> None:
     """Show a model that grows while it trains."""
-    shorter = [] if fast else list(PRESETS["demo"])
-    loaded = with_flags(config, [*shorter, *(settings or [])], fast=fast, live=live)
+    loaded = with_flags(config, settings, fast=fast, live=live)
     with connect(loaded, say=lambda line: console.print(line, style="dim", soft_wrap=True)) as session:
         code = run_to_end(console, session, loaded, compare=compare)
     raise typer.Exit(code)
