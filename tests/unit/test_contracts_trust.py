@@ -73,8 +73,8 @@ def test_a_rotation_of_keys_drops_nothing() -> None:
     clock = ManualClock()
     verifier = Verifier(KeyRing((NEW, OLD)), clock=clock)
 
-    verifier.open_direct(sealed(clock, keys=KeyRing((OLD,))))
-    verifier.open_direct(sealed(clock, keys=KeyRing((NEW, OLD))))
+    assert verifier.open_direct(sealed(clock, keys=KeyRing((OLD,)))).payload == b"payload"
+    assert verifier.open_direct(sealed(clock, keys=KeyRing((NEW, OLD)))).payload == b"payload"
 
 
 def test_a_new_key_is_readable_by_its_owner_only_and_kept(tmp_path: Path) -> None:
