@@ -73,7 +73,9 @@ def path_of(folder: Path, digest: str) -> Path:
 
 def _corrupt(where: str, why: str) -> CorruptArtifact:
     return CorruptArtifact(
-        f"The artifact {where} is damaged.", why=why, remedy="Remove it and let the forge make it again (esper forge)."
+        f"The artifact {where} is damaged.",
+        why=why,
+        remedy="Remove it and let the forge make it again at the start of the next run.",
     )
 
 

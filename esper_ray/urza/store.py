@@ -114,7 +114,8 @@ class Store:
             self._tell()
             pinned = f" with the digest {digest[:12]}" if digest else ""
             raise KernelMissing(
-                f"Urza has no kernel {spec.key}{pinned}.", remedy="Let the forge make it (esper forge), or wait for it."
+                f"Urza has no kernel {spec.key}{pinned}.",
+                remedy="Let the forge make it at the start of the next run, or wait for it.",
             )
         return self.get_digest(found)
 
@@ -209,7 +210,8 @@ class Store:
             with self._disk():
                 if not self._catalog.has(digest):
                     raise KernelMissing(
-                        f"Urza has no artifact {digest[:12]}.", remedy="Let the forge make its kernel (esper forge)."
+                        f"Urza has no artifact {digest[:12]}.",
+                        remedy="Let the forge make its kernel at the start of the next run.",
                     )
                 kernel = artifacts.unpack(path.read_bytes(), digest, where=str(path))
         except FileNotFoundError:
@@ -217,7 +219,7 @@ class Store:
             raise CorruptArtifact(
                 f"The artifact {path} is gone.",
                 why="The catalogue names it.",
-                remedy="Let the forge make it again (esper forge).",
+                remedy="Let the forge make it again at the start of the next run.",
             ) from None
         except (CorruptArtifact, KernelMissing) as error:
             self._count("corrupt" if isinstance(error, CorruptArtifact) else "missing")
