@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from esper_ray.config import Config
-from esper_ray.contracts.messages import blueprint_number
 from esper_ray.contracts.ports import Candidate, Kernel, KernelSpec, Publisher, RunOpening, SlotInfo
 from esper_ray.contracts.signing import load_keys
-from esper_ray.karn.catalog import CATALOG
+from esper_ray.karn import catalog as karn
 from esper_ray.tamiyo.controller import Tamiyo
 from esper_ray.tezzeret import compiler
 from esper_ray.tolaria.trainer import Surroundings
@@ -64,16 +63,7 @@ class LocalKernels:
 
 def candidates(slot: SlotInfo) -> list[Candidate]:
     """What Karn offers for a slot."""
-    return [
-        Candidate(
-            slot=slot.index,
-            blueprint=blueprint_number(blueprint.id),
-            family=blueprint.family,
-            parameters=blueprint.parameters(slot.signature),
-            flops=blueprint.flops(slot.signature),
-        )
-        for blueprint in CATALOG.query(slot.signature).candidates
-    ]
+    return karn.candidates(slot, karn.CATALOG.query(slot.signature).candidates)
 
 
 def surroundings(config: Config, *, kernels: Any = None, publisher: Publisher | None = None) -> Surroundings:

@@ -17,11 +17,10 @@ import esper_ray
 from esper_ray.actors.clients import ByName, RayAnswer, RemoteDecider, RemoteKernels, until_done
 from esper_ray.actors.resources import training_threads
 from esper_ray.config import Config, build
-from esper_ray.contracts.messages import blueprint_number
 from esper_ray.contracts.ports import Candidate, SlotInfo
 from esper_ray.contracts.signing import load_keys
 from esper_ray.errors import RunError
-from esper_ray.karn.catalog import QueryAnswer
+from esper_ray.karn.catalog import QueryAnswer, candidates
 from esper_ray.oona.bus import connect_publisher
 
 if TYPE_CHECKING:
@@ -130,16 +129,7 @@ def _candidates(namespace: str, slot: SlotInfo) -> list[Candidate]:
     """What Karn offers for a slot."""
     karn = ByName("karn", namespace)
     answer = until_done(lambda: RayAnswer[QueryAnswer](karn, "query", str(slot.signature)).wait(_KARN_SECONDS))
-    return [
-        Candidate(
-            slot=slot.index,
-            blueprint=blueprint_number(blueprint.id),
-            family=blueprint.family,
-            parameters=blueprint.parameters(slot.signature),
-            flops=blueprint.flops(slot.signature),
-        )
-        for blueprint in answer.candidates
-    ]
+    return candidates(slot, answer.candidates)
 
 
 def _backends(config: Config) -> dict[str, str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from esper_ray.contracts.enums import BlueprintTier
 from esper_ray.contracts.messages import blueprint_number
-from esper_ray.contracts.ports import KernelSpec, SlotKind, SlotSignature
+from esper_ray.contracts.ports import Candidate, KernelSpec, SlotInfo, SlotKind, SlotSignature
 from esper_ray.errors import BlueprintError
 from esper_ray.karn import costs
 from esper_ray.karn.costs import Cost, CostFunction
@@ -283,6 +283,20 @@ class Catalog:
                 candidates.append((blueprint.parameters(signature), blueprint))
         candidates.sort(key=lambda pair: (pair[0], pair[1].id))
         return QueryAnswer(tuple(blueprint for _, blueprint in candidates), left_out)
+
+
+def candidates(slot: SlotInfo, blueprints: Iterable[Blueprint]) -> list[Candidate]:
+    """The blueprints as a decider sees them: what each would be and cost in that slot."""
+    return [
+        Candidate(
+            slot=slot.index,
+            blueprint=blueprint_number(blueprint.id),
+            family=blueprint.family,
+            parameters=blueprint.parameters(slot.signature),
+            flops=blueprint.flops(slot.signature),
+        )
+        for blueprint in blueprints
+    ]
 
 
 CATALOG = Catalog()

@@ -56,7 +56,6 @@ class Seed:
     gradient_norm: float = 0.0
     learning_rate: float = 0.0
     violations: int = 0
-    held: bool = False
     evidence: dict[str, Any] = field(default_factory=dict)
 
     @property
