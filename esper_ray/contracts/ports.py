@@ -116,6 +116,35 @@ class Candidate:
     flops: int
 
 
+LAYER_STATISTICS = ("weight_rms", "gradient_rms", "gradient_ratio")
+"""The columns of what a boundary tells of each layer: logarithms to base 10, -12 where there is nothing to measure."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """A leaf module of the host; ``inputs`` and ``outputs`` are its channels or features, 0 where it has none."""
+
+    name: str
+    kind: str
+    parameters: int
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostGraph:
+    """The host as it computes: layers in the order of their first call, and which feeds which.
+
+    Attributes:
+        edges: (source, target) as indices of ``layers``.
+        slot_layers: for each slot the index of the layer behind which it sits.
+    """
+
+    layers: tuple[LayerInfo, ...]
+    edges: tuple[tuple[int, int], ...]
+    slot_layers: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class RunOpening:
     """What a decider is told when a run starts or resumes: states of epochs after ``epoch`` are forgotten.
@@ -134,6 +163,7 @@ class RunOpening:
     epoch: int = 0
     branch: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    graph: HostGraph | None = None
 
 
 class Decider(Protocol):
@@ -144,7 +174,10 @@ class Decider(Protocol):
         ...
 
     def decide(self, run: str, state: Sequence[bytes]) -> Answer[list[bytes]]:
-        """Signed state envelopes in, signed command envelopes out; the same state twice gives the same commands."""
+        """Signed state envelopes in, signed command envelopes out; the same state twice gives the same commands.
+
+        Among the envelopes may be one of payload type "GraphStatistics": float32 [layers, LAYER_STATISTICS], raw.
+        """
         ...
 
     def close_run(self, run: str) -> None:

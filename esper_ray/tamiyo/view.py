@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from esper_ray.config import TamiyoConfig
 from esper_ray.contracts.enums import BlendMode, SeedOperation
@@ -13,11 +17,18 @@ from esper_ray.contracts.ports import Candidate, RunOpening, SlotInfo
 
 @dataclass(slots=True)
 class RunView:
-    """One run as seen through its states; ``states[-1]`` is the boundary being decided."""
+    """One run as seen through its states; ``states[-1]`` is the boundary being decided.
+
+    Attributes:
+        statistics: float32 [layers, LAYER_STATISTICS] of the newest state, None where the run sends none.
+        memo: what can be derived from the opening alone, derived once.
+    """
 
     opening: RunOpening
     config: TamiyoConfig
     states: list[SystemState] = field(default_factory=list)
+    statistics: npt.NDArray[np.float32] | None = None
+    memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def now(self) -> SystemState:
@@ -33,6 +44,10 @@ class RunView:
 
     def candidates(self, slot: int) -> list[Candidate]:
         return [candidate for candidate in self.opening.candidates if candidate.slot == slot]
+
+    def parameters(self) -> int:
+        """Parameters of host and seeds now."""
+        return int(self.now.metrics.get("pc", self.opening.host_parameters))
 
 
 @dataclass(frozen=True, slots=True)
