@@ -1,4 +1,4 @@
-"""Between our dataclasses and bytes; the only user of the generated code besides `schema`.
+"""Between our dataclasses and bytes; with `learning` the only user of the generated code besides `schema`.
 
 Every ``decode_*`` raises a `ContractError` for anything that is not a valid message of version 1: truncated or
 oversized bytes, another version, a metric that is not a finite number.
@@ -6,11 +6,7 @@ oversized bytes, another version, a metric that is not a finite number.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
-
-from google.protobuf.message import DecodeError, Message
+from collections.abc import Iterable
 
 from esper_ray.contracts import leyline_pb2 as pb
 from esper_ray.contracts.budgets import CONTROL_MESSAGE_BYTES, ENVELOPE_BYTES
@@ -43,11 +39,8 @@ from esper_ray.contracts.messages import (
     TelemetryPacket,
 )
 from esper_ray.contracts.schema import schema_tag
-from esper_ray.errors import ContractError, MessageTooLarge, WrongSchema, WrongVersion
-
-VERSION = 1
-M = TypeVar("M", bound=Message)
-T = TypeVar("T")
+from esper_ray.contracts.wire import VERSION, finite, finite_value, parse, to_enum, within_limit
+from esper_ray.errors import ContractError, MessageTooLarge, WrongSchema
 
 
 def encode_state(state: SystemState) -> list[bytes]:
@@ -65,7 +58,7 @@ def encode_state(state: SystemState) -> list[bytes]:
     for part, seeds in enumerate(groups):
         packet = _state_head(state, part, len(groups))
         packet.seeds.extend(seeds)
-        packets.append(_within_limit(packet))
+        packets.append(within_limit(packet))
     return packets
 
 
@@ -83,10 +76,10 @@ def _state_head(state: SystemState, part: int, parts: int) -> pb.SystemStatePack
         return packet
     hardware = state.hardware
     packet.global_step = state.global_step
-    packet.training_loss = _finite_value("training_loss", state.training_loss)
-    packet.validation_loss = _finite_value("validation_loss", state.validation_loss)
-    packet.validation_accuracy = _finite_value("validation_accuracy", state.validation_accuracy)
-    packet.metrics.update(_finite(state.metrics))
+    packet.training_loss = finite_value("training_loss", state.training_loss)
+    packet.validation_loss = finite_value("validation_loss", state.validation_loss)
+    packet.validation_accuracy = finite_value("validation_accuracy", state.validation_accuracy)
+    packet.metrics.update(finite(state.metrics))
     packet.hardware.CopyFrom(
         pb.HardwareContext(
             device_kind=hardware.device_kind,
@@ -113,13 +106,13 @@ def _seed_to_wire(seed: SeedState) -> pb.SeedState:
         depth=seed.depth,
         age_epochs=seed.age_epochs,
         risk=seed.risk,
-        metrics=_finite(seed.metrics),
+        metrics=finite(seed.metrics),
     )
 
 
 def decode_state(packets: Iterable[bytes]) -> SystemState:
     """The state from all the packets of one boundary, in any order."""
-    wires = sorted((_parse(pb.SystemStatePacket, data) for data in packets), key=lambda wire: wire.part)
+    wires = sorted((parse(pb.SystemStatePacket, data) for data in packets), key=lambda wire: wire.part)
     if not wires or [wire.part for wire in wires] != list(range(wires[0].parts)):
         raise ContractError("A system state arrived incomplete.", why="Some of its packets are missing.")
     head, hardware = wires[0], wires[0].hardware
@@ -131,7 +124,7 @@ def decode_state(packets: Iterable[bytes]) -> SystemState:
         training_loss=head.training_loss,
         validation_loss=head.validation_loss,
         validation_accuracy=head.validation_accuracy,
-        metrics=_finite(head.metrics),
+        metrics=finite(head.metrics),
         hardware=HardwareContext(
             device_kind=hardware.device_kind,
             device_id=hardware.device_id,
@@ -146,14 +139,14 @@ def decode_state(packets: Iterable[bytes]) -> SystemState:
                 seed=seed.seed,
                 slot=seed.slot,
                 blueprint=seed.blueprint,
-                stage=_enum(SeedLifecycleStage, seed.stage),
+                stage=to_enum(SeedLifecycleStage, seed.stage),
                 alpha=seed.alpha,
                 gradient_norm=seed.gradient_norm,
                 learning_rate=seed.learning_rate,
                 depth=seed.depth,
                 age_epochs=seed.age_epochs,
                 risk=seed.risk,
-                metrics=_finite(seed.metrics),
+                metrics=finite(seed.metrics),
             )
             for wire in wires
             for seed in wire.seeds
@@ -183,29 +176,29 @@ def encode_command(command: AdaptationCommand) -> bytes:
             pb.SeedDirective(
                 operation=int(directive.operation),  # type: ignore[arg-type]
                 blueprint=directive.blueprint,
-                parameters=_finite(directive.parameters),
+                parameters=finite(directive.parameters),
                 blend_mode=int(directive.blend_mode),  # type: ignore[arg-type]
                 blend_schedule=directive.blend_schedule,
             )
         )
-    return _within_limit(wire)
+    return within_limit(wire)
 
 
 def decode_command(data: bytes) -> AdaptationCommand:
-    wire = _parse(pb.AdaptationCommand, data)
+    wire = parse(pb.AdaptationCommand, data)
     directive = None
     if wire.HasField("seed_directive"):
         given = wire.seed_directive
         directive = SeedDirective(
-            operation=_enum(SeedOperation, given.operation),
+            operation=to_enum(SeedOperation, given.operation),
             blueprint=given.blueprint,
-            parameters=_finite(given.parameters),
-            blend_mode=_enum(BlendMode, given.blend_mode),
+            parameters=finite(given.parameters),
+            blend_mode=to_enum(BlendMode, given.blend_mode),
             blend_schedule=given.blend_schedule,
         )
     return AdaptationCommand(
         command_id=wire.command_id,
-        type=_enum(CommandType, wire.type),
+        type=to_enum(CommandType, wire.type),
         run=wire.run,
         epoch=wire.epoch,
         issued_at_ns=wire.issued_at_ns,
@@ -220,7 +213,7 @@ def decode_command(data: bytes) -> AdaptationCommand:
 
 
 def encode_report(report: FieldReport) -> bytes:
-    return _within_limit(
+    return within_limit(
         pb.FieldReport(
             version=VERSION,
             report_id=report.report_id,
@@ -230,7 +223,7 @@ def encode_report(report: FieldReport) -> bytes:
             slot=report.slot,
             blueprint=report.blueprint,
             outcome=int(report.outcome),  # type: ignore[arg-type]
-            metrics=_finite(report.metrics),
+            metrics=finite(report.metrics),
             window_epochs=report.window_epochs,
             issued_at_ns=report.issued_at_ns,
             policy_version=report.policy_version,
@@ -241,7 +234,7 @@ def encode_report(report: FieldReport) -> bytes:
 
 
 def decode_report(data: bytes) -> FieldReport:
-    wire = _parse(pb.FieldReport, data)
+    wire = parse(pb.FieldReport, data)
     return FieldReport(
         report_id=wire.report_id,
         command_id=wire.command_id,
@@ -249,8 +242,8 @@ def decode_report(data: bytes) -> FieldReport:
         seed=wire.seed,
         slot=wire.slot,
         blueprint=wire.blueprint,
-        outcome=_enum(FieldReportOutcome, wire.outcome),
-        metrics=_finite(wire.metrics),
+        outcome=to_enum(FieldReportOutcome, wire.outcome),
+        metrics=finite(wire.metrics),
         window_epochs=wire.window_epochs,
         issued_at_ns=wire.issued_at_ns,
         policy_version=wire.policy_version,
@@ -260,7 +253,7 @@ def decode_report(data: bytes) -> FieldReport:
 
 
 def encode_telemetry(packet: TelemetryPacket) -> bytes:
-    return _within_limit(
+    return within_limit(
         pb.TelemetryPacket(
             version=VERSION,
             packet_id=packet.packet_id,
@@ -268,7 +261,7 @@ def encode_telemetry(packet: TelemetryPacket) -> bytes:
             source=packet.source,
             level=int(packet.level),  # type: ignore[arg-type]
             metrics=[
-                pb.MetricPoint(key=point.key, value=_finite_value(point.key, point.value), labels=dict(point.labels))
+                pb.MetricPoint(key=point.key, value=finite_value(point.key, point.value), labels=dict(point.labels))
                 for point in packet.metrics
             ],
             events=[
@@ -287,17 +280,17 @@ def encode_telemetry(packet: TelemetryPacket) -> bytes:
 
 
 def decode_telemetry(data: bytes) -> TelemetryPacket:
-    wire = _parse(pb.TelemetryPacket, data)
+    wire = parse(pb.TelemetryPacket, data)
     return TelemetryPacket(
         packet_id=wire.packet_id,
         timestamp_ns=wire.timestamp_ns,
         source=wire.source,
-        level=_enum(TelemetryLevel, wire.level),
+        level=to_enum(TelemetryLevel, wire.level),
         metrics=tuple(
-            MetricPoint(point.key, _finite_value(point.key, point.value), dict(point.labels)) for point in wire.metrics
+            MetricPoint(point.key, finite_value(point.key, point.value), dict(point.labels)) for point in wire.metrics
         ),
         events=tuple(
-            TelemetryEvent(event.kind, _enum(TelemetryLevel, event.level), event.message, dict(event.attributes))
+            TelemetryEvent(event.kind, to_enum(TelemetryLevel, event.level), event.message, dict(event.attributes))
             for event in wire.events
         ),
         run=wire.run,
@@ -318,9 +311,9 @@ def encode_emergency(signal: EmergencySignal) -> bytes:
 
 
 def decode_emergency(data: bytes) -> EmergencySignal:
-    wire = _parse(pb.EmergencySignal, data)
+    wire = parse(pb.EmergencySignal, data)
     return EmergencySignal(
-        level=_enum(EmergencyLevel, wire.level),
+        level=to_enum(EmergencyLevel, wire.level),
         reason=wire.reason,
         origin=wire.origin,
         triggered_at_ns=wire.triggered_at_ns,
@@ -340,23 +333,23 @@ def encode_gate(event: GateEvent) -> bytes:
         passed=event.passed,
         from_stage=int(event.from_stage),  # type: ignore[arg-type]
         to_stage=int(event.to_stage),  # type: ignore[arg-type]
-        evidence=_finite(event.evidence),
+        evidence=finite(event.evidence),
         reason=event.reason,
     ).SerializeToString()
 
 
 def decode_gate(data: bytes) -> GateEvent:
-    wire = _parse(pb.GateEvent, data)
+    wire = parse(pb.GateEvent, data)
     return GateEvent(
         run=wire.run,
         seed=wire.seed,
         slot=wire.slot,
         epoch=wire.epoch,
-        gate=_enum(SeedLifecycleGate, wire.gate),
+        gate=to_enum(SeedLifecycleGate, wire.gate),
         passed=wire.passed,
-        from_stage=_enum(SeedLifecycleStage, wire.from_stage),
-        to_stage=_enum(SeedLifecycleStage, wire.to_stage),
-        evidence=_finite(wire.evidence),
+        from_stage=to_enum(SeedLifecycleStage, wire.from_stage),
+        to_stage=to_enum(SeedLifecycleStage, wire.to_stage),
+        evidence=finite(wire.evidence),
         reason=wire.reason,
     )
 
@@ -372,7 +365,7 @@ def encode_catalog_update(update: KernelCatalogUpdate) -> bytes:
 
 
 def decode_catalog_update(data: bytes) -> KernelCatalogUpdate:
-    wire = _parse(pb.KernelCatalogUpdate, data)
+    wire = parse(pb.KernelCatalogUpdate, data)
     return KernelCatalogUpdate(wire.blueprint, wire.signature, wire.artifact_digest, wire.compile_ms)
 
 
@@ -410,7 +403,7 @@ def encode_envelope(envelope: EventEnvelope) -> bytes:
 def decode_envelope(data: bytes) -> EventEnvelope:
     if len(data) > ENVELOPE_BYTES:
         raise MessageTooLarge(f"An envelope of {len(data)} bytes was refused.")
-    wire = _parse(pb.EventEnvelope, data)
+    wire = parse(pb.EventEnvelope, data)
     if wire.schema != schema_tag():
         raise WrongSchema(
             "An envelope of another schema was refused.",
@@ -419,70 +412,19 @@ def decode_envelope(data: bytes) -> EventEnvelope:
         )
     return EventEnvelope(
         event_id=wire.event_id,
-        type=_enum(BusMessageType, wire.type),
+        type=to_enum(BusMessageType, wire.type),
         source=wire.source,
         created_at_ns=wire.created_at_ns,
         payload=wire.payload,
         payload_type=wire.payload_type,
-        priority=_enum(MessagePriority, wire.priority),
+        priority=to_enum(MessagePriority, wire.priority),
         deadline_ns=wire.deadline_ns,
         ttl_ms=wire.ttl_ms,
         routing_keys=tuple(wire.routing_keys),
         correlation_id=wire.correlation_id,
-        delivery=_enum(DeliveryGuarantee, wire.delivery),
+        delivery=to_enum(DeliveryGuarantee, wire.delivery),
         attempts=wire.attempts,
         key_id=wire.key_id,
         nonce=wire.nonce,
         signature=wire.signature,
     )
-
-
-def _parse(kind: type[M], data: bytes) -> M:
-    message = kind()
-    try:
-        message.ParseFromString(data)
-    except (DecodeError, TypeError) as error:
-        raise ContractError(f"{len(data)} bytes are no {kind.DESCRIPTOR.name}.", why=str(error)) from error
-    version = getattr(message, "version", 0)
-    if version != VERSION:
-        raise WrongVersion(
-            f"A {kind.DESCRIPTOR.name} of version {version} was refused.",
-            why=f"This process speaks version {VERSION}.",
-        )
-    return message
-
-
-def _within_limit(message: Message) -> bytes:
-    data = message.SerializeToString()
-    if len(data) > CONTROL_MESSAGE_BYTES:
-        sizes = {field.name: _field_size(message, field.name) for field, _ in message.ListFields()}
-        raise MessageTooLarge(
-            f"A {message.DESCRIPTOR.name} of {len(data)} bytes was refused.",
-            why=f"The limit is {CONTROL_MESSAGE_BYTES}; its fields take {sizes}.",
-            remedy="Send less in one message, or large data by digest.",
-        )
-    return data
-
-
-def _field_size(message: Message, name: str) -> int:
-    rest = type(message)()
-    rest.CopyFrom(message)
-    rest.ClearField(name)
-    return message.ByteSize() - rest.ByteSize()
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {key: _finite_value(key, value) for key, value in metrics.items()}
-
-
-def _finite_value(key: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise ContractError(f"The metric {key} is {value}.", why="Metrics on the wire are finite numbers.")
-    return value
-
-
-def _enum(kind: Callable[[int], T], value: int) -> T:
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise ContractError(f"{value} is no {getattr(kind, '__name__', kind)}.") from error

@@ -146,3 +146,4 @@ class BusMessageType(IntEnum):
     KERNEL_CATALOG_UPDATE = 9
     EMERGENCY_SIGNAL = 10
     ALERT = 11
+    DECISION_RECORD = 12

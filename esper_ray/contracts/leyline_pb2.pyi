@@ -149,6 +149,7 @@ class BusMessageType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BUS_KERNEL_CATALOG_UPDATE: _ClassVar[BusMessageType]
     BUS_EMERGENCY_SIGNAL: _ClassVar[BusMessageType]
     BUS_ALERT: _ClassVar[BusMessageType]
+    BUS_DECISION_RECORD: _ClassVar[BusMessageType]
 SEED_STAGE_UNKNOWN: SeedLifecycleStage
 SEED_STAGE_DORMANT: SeedLifecycleStage
 SEED_STAGE_GERMINATED: SeedLifecycleStage
@@ -247,6 +248,7 @@ BUS_KERNEL_PREFETCH_ERROR: BusMessageType
 BUS_KERNEL_CATALOG_UPDATE: BusMessageType
 BUS_EMERGENCY_SIGNAL: BusMessageType
 BUS_ALERT: BusMessageType
+BUS_DECISION_RECORD: BusMessageType
 
 class HardwareContext(_message.Message):
     __slots__ = ("device_kind", "device_id", "memory_total_mb", "memory_free_mb", "temperature_c", "utilization", "compute_capability")
@@ -494,7 +496,7 @@ class HeadDecision(_message.Message):
     def __init__(self, head: _Optional[str] = ..., choice: _Optional[int] = ..., log_probability: _Optional[float] = ..., mask: _Optional[bytes] = ...) -> None: ...
 
 class DecisionRecord(_message.Message):
-    __slots__ = ("version", "command_id", "policy_version", "heads", "value", "observation_digest", "run", "epoch", "exploration")
+    __slots__ = ("version", "command_id", "policy_version", "heads", "value", "observation_digest", "run", "epoch", "exploration", "place", "branch", "terminal")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -504,6 +506,9 @@ class DecisionRecord(_message.Message):
     RUN_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     EXPLORATION_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    BRANCH_FIELD_NUMBER: _ClassVar[int]
+    TERMINAL_FIELD_NUMBER: _ClassVar[int]
     version: int
     command_id: int
     policy_version: str
@@ -513,7 +518,10 @@ class DecisionRecord(_message.Message):
     run: str
     epoch: int
     exploration: float
-    def __init__(self, version: _Optional[int] = ..., command_id: _Optional[int] = ..., policy_version: _Optional[str] = ..., heads: _Optional[_Iterable[_Union[HeadDecision, _Mapping]]] = ..., value: _Optional[float] = ..., observation_digest: _Optional[str] = ..., run: _Optional[str] = ..., epoch: _Optional[int] = ..., exploration: _Optional[float] = ...) -> None: ...
+    place: int
+    branch: int
+    terminal: bool
+    def __init__(self, version: _Optional[int] = ..., command_id: _Optional[int] = ..., policy_version: _Optional[str] = ..., heads: _Optional[_Iterable[_Union[HeadDecision, _Mapping]]] = ..., value: _Optional[float] = ..., observation_digest: _Optional[str] = ..., run: _Optional[str] = ..., epoch: _Optional[int] = ..., exploration: _Optional[float] = ..., place: _Optional[int] = ..., branch: _Optional[int] = ..., terminal: _Optional[bool] = ...) -> None: ...
 
 class PolicyUpdate(_message.Message):
     __slots__ = ("version", "policy_id", "parent_policy_id", "artifact_digest", "validation", "issued_at_ns")

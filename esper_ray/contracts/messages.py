@@ -129,6 +129,54 @@ class FieldReport:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadDecision:
+    """What one action head chose: its index, the log-probability it had, and which indices were legal."""
+
+    head: str
+    choice: int
+    log_probability: float
+    mask: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """One micro-step of a decision, as Simic needs it to learn from it.
+
+    Attributes:
+        policy_version: who decided: a policy's id, or the name of a controller.
+        heads: those that applied; empty in a terminal record.
+        value: the policy's estimate of the return from here, 0 where who decided has none.
+        observation_digest: names the stored observation.
+        exploration: probability of a random action; 0 means that only imitation can learn from it.
+        place: which micro-step of its boundary, from 0.
+        terminal: the run has ended; the observation is that of its last state.
+    """
+
+    command_id: int
+    policy_version: str
+    run: str
+    epoch: int
+    observation_digest: str
+    heads: tuple[HeadDecision, ...] = ()
+    value: float = 0.0
+    exploration: float = 0.0
+    place: int = 0
+    branch: int = 0
+    terminal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyUpdate:
+    """Which policy decides from now on; an empty ``artifact_digest`` hands the decisions back to the heuristic."""
+
+    policy_id: str
+    parent_policy_id: str
+    artifact_digest: str
+    issued_at_ns: int
+    validation: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class MetricPoint:
     key: str
     value: float

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import singledispatch
 
-from esper_ray.contracts import codec
+from esper_ray.contracts import codec, learning
 from esper_ray.contracts.enums import BusMessageType, TelemetryLevel
 from esper_ray.contracts.messages import (
     AdaptationCommand,
@@ -14,11 +14,12 @@ from esper_ray.contracts.messages import (
     EventEnvelope,
     FieldReport,
     KernelCatalogUpdate,
+    PolicyUpdate,
     TelemetryPacket,
     blueprint_name,
 )
 
-Message = TelemetryPacket | EmergencySignal | FieldReport | AdaptationCommand | KernelCatalogUpdate
+Message = TelemetryPacket | EmergencySignal | FieldReport | AdaptationCommand | KernelCatalogUpdate | PolicyUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ _DECODERS: dict[BusMessageType, Callable[[bytes], Message]] = {
     BusMessageType.FIELD_REPORT: codec.decode_report,
     BusMessageType.ADAPTATION_COMMAND: codec.decode_command,
     BusMessageType.KERNEL_CATALOG_UPDATE: codec.decode_catalog_update,
+    BusMessageType.POLICY_UPDATE: learning.decode_policy_update,
 }
 
 
@@ -129,3 +131,9 @@ def _(message: AdaptationCommand) -> _Description:
 def _(message: KernelCatalogUpdate) -> _Description:
     text = f"kernel {blueprint_name(message.blueprint)} for {message.signature} in {message.compile_ms:.0f} ms"
     return _Description(0, "", 0, TelemetryLevel.INFO, ("kernel",), text)
+
+
+@_describe.register
+def _(message: PolicyUpdate) -> _Description:
+    text = f"policy {message.policy_id} decides from now on, after {message.parent_policy_id or 'none'}"
+    return _Description(message.issued_at_ns, "", 0, TelemetryLevel.INFO, ("policy",), text)

@@ -37,6 +37,7 @@ KINDS: dict[BusMessageType, Kind] = {
     BusMessageType.KERNEL_CATALOG_UPDATE: Kind(KERNELS, "KernelCatalogUpdate", durable=True),
     BusMessageType.EMERGENCY_SIGNAL: Kind(EMERGENCY, "EmergencySignal", durable=True),
     BusMessageType.ALERT: Kind(NORMAL, "TelemetryPacket", durable=True),
+    BusMessageType.DECISION_RECORD: Kind(NORMAL, "DecisionRecord", durable=True),
 }
 
 

@@ -1,0 +1,67 @@
+"""What every codec needs: the version, checked parsing, finite metrics, known enum values, the size limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from esper_ray.contracts.budgets import CONTROL_MESSAGE_BYTES
+from esper_ray.errors import ContractError, MessageTooLarge, WrongVersion
+
+VERSION = 1
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    message = kind()
+    try:
+        message.ParseFromString(data)
+    except (DecodeError, TypeError) as error:
+        raise ContractError(f"{len(data)} bytes are no {kind.DESCRIPTOR.name}.", why=str(error)) from error
+    version = getattr(message, "version", 0)
+    if version != VERSION:
+        raise WrongVersion(
+            f"A {kind.DESCRIPTOR.name} of version {version} was refused.",
+            why=f"This process speaks version {VERSION}.",
+        )
+    return message
+
+
+def within_limit(message: Message) -> bytes:
+    data = message.SerializeToString()
+    if len(data) > CONTROL_MESSAGE_BYTES:
+        sizes = {field.name: _field_size(message, field.name) for field, _ in message.ListFields()}
+        raise MessageTooLarge(
+            f"A {message.DESCRIPTOR.name} of {len(data)} bytes was refused.",
+            why=f"The limit is {CONTROL_MESSAGE_BYTES}; its fields take {sizes}.",
+            remedy="Send less in one message, or large data by digest.",
+        )
+    return data
+
+
+def _field_size(message: Message, name: str) -> int:
+    rest = type(message)()
+    rest.CopyFrom(message)
+    rest.ClearField(name)
+    return message.ByteSize() - rest.ByteSize()
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: finite_value(key, value) for key, value in metrics.items()}
+
+
+def finite_value(key: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ContractError(f"The metric {key} is {value}.", why="Metrics on the wire are finite numbers.")
+    return value
+
+
+def to_enum(kind: Callable[[int], T], value: int) -> T:
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise ContractError(f"{value} is no {getattr(kind, '__name__', kind)}.") from error
