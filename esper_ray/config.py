@@ -79,10 +79,24 @@ class SeedConfig(Section):
 
 
 class TamiyoConfig(Section):
-    controller: Literal["heuristic", "never", "random", "periodic"] = Field(
-        "heuristic",
-        description="who decides: the heuristic, or a control that never, randomly or regularly grows",
+    controller: Literal["auto", "learned", "heuristic", "never", "random", "periodic"] = Field(
+        "auto",
+        description="who decides: auto is the promoted policy, or the heuristic where none is promoted; "
+        "learned wants a policy; or a control that never, randomly or regularly grows",
     )
+    policy: str = Field(
+        "", description="id of the policy that decides with controller=learned; empty: the promoted one"
+    )
+    greedy: bool = Field(
+        True, description="a learned policy takes its likeliest action; false draws by its probabilities"
+    )
+    exploration: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="chance of a random legal action in the place of a scripted one, so that Simic can learn from it",
+    )
+    record: bool = Field(True, description="keep each decision with its observation, for Simic")
     warmup_epochs: int = Field(3, ge=1, description="no growth before this epoch")
     window: int = Field(3, ge=3, description="epochs over which the validation loss's slope is fitted")
     plateau_rate: float = Field(

@@ -112,3 +112,18 @@ class CheckpointError(EsperError):
 
 class RunError(EsperError):
     """A run cannot be started, found, stopped or resumed."""
+
+
+class PolicyRefused(EsperError):
+    """A policy may not decide. ``reason`` is one word: missing, damaged, foreign, not_finite, illegal, not_validated."""
+
+    def __init__(self, what: str, *, why: str = "", remedy: str = "", reason: str = "damaged") -> None:
+        super().__init__(what, why=why, remedy=remedy)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_refusal, (self.what, self.why, self.remedy, self.reason)
+
+
+def _rebuild_refusal(what: str, why: str, remedy: str, reason: str) -> PolicyRefused:
+    return PolicyRefused(what, why=why, remedy=remedy, reason=reason)

@@ -80,7 +80,7 @@ def blueprints_of(view: RunView) -> tuple[int, ...]:
     """The numbers of the blueprints that the run may use, ascending: what the blueprint head points at."""
     found: tuple[int, ...] | None = view.memo.get("blueprints")
     if found is None:
-        found = tuple(sorted({candidate.blueprint for candidate in view.opening.candidates}))
+        found = tuple(sorted({candidate.blueprint for candidate in view.offers()}))
         view.memo["blueprints"] = found
     return found
 
@@ -111,7 +111,7 @@ def masks(view: RunView, pending: Sequence[Proposal], *, slots: int, blueprints:
 
 def room(view: RunView, pending: Sequence[Proposal]) -> int:
     """Parameters that may still be added, those asked for at this boundary counted."""
-    sizes = {(each.slot, each.blueprint): each.parameters for each in view.opening.candidates}
+    sizes = {(each.slot, each.blueprint): each.parameters for each in view.offers()}
     asked = sum(sizes.get((each.slot, each.blueprint), 0) for each in pending)
     return view.opening.max_parameters - view.parameters() - asked
 
@@ -122,7 +122,7 @@ def sizes(view: RunView, slots: int, blueprints: int) -> npt.NDArray[np.float64]
     if key not in view.memo:
         place = {number: index for index, number in enumerate(blueprints_of(view))}
         table = np.full((slots, blueprints), np.inf)
-        for each in view.opening.candidates:
+        for each in view.offers():
             table[each.slot, place[each.blueprint]] = each.parameters
         view.memo[key] = table
     found: npt.NDArray[np.float64] = view.memo[key]

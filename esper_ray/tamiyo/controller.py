@@ -1,34 +1,49 @@
-"""Tamiyo's core: keeps the view of each run, asks a controller, signs its commands, closes its reports.
+"""Tamiyo's core: keeps the view of each run, asks a brain, signs its commands, closes its reports.
 
 What it answered is in its journal before it answers, under (run, branch, epoch): the same question gets the same
-commands, also from a Tamiyo that was killed and came back.
+commands, also from a Tamiyo that was killed and came back. A new policy takes its seat between two boundaries.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from esper_ray.config import TamiyoConfig
-from esper_ray.contracts import codec
-from esper_ray.contracts.budgets import DECIDE_MS, MAX_COMMANDS_PER_BOUNDARY
-from esper_ray.contracts.enums import BusMessageType, CommandType, SeedOperation
-from esper_ray.contracts.messages import AdaptationCommand, SeedDirective, SystemState
-from esper_ray.contracts.ports import Candidate, Publisher, RunOpening, SlotInfo, SlotSignature
+from esper_ray.contracts import codec, learning
+from esper_ray.contracts.enums import BusMessageType, SeedOperation
+from esper_ray.contracts.messages import AdaptationCommand, DecisionRecord, FieldReport, PolicyUpdate, SystemState
+from esper_ray.contracts.ports import (
+    LAYER_STATISTICS,
+    Candidate,
+    HostGraph,
+    LayerInfo,
+    Publisher,
+    RunOpening,
+    SlotInfo,
+    SlotSignature,
+)
 from esper_ray.contracts.signing import KeyRing, Signer, Verifier
-from esper_ray.errors import RunError
+from esper_ray.errors import PolicyRefused, RunError
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.reliability.journal import Journal
+from esper_ray.tamiyo import graph, observations
+from esper_ray.tamiyo.brains import Brain, ScriptedBrain, Step
+from esper_ray.tamiyo.commands import command
 from esper_ray.tamiyo.heuristic import CONTROLLERS
 from esper_ray.tamiyo.reports import Observation
-from esper_ray.tamiyo.view import Proposal, RunView
+from esper_ray.tamiyo.seat import PolicySeat
+from esper_ray.tamiyo.view import RunView
 
 REPORT_RETENTION_NS = 24 * 3600 * 10**9
-_LONGEST_REASON = 60
+STATISTICS_TYPE = "GraphStatistics"
 
 
 class Tamiyo:
@@ -36,7 +51,8 @@ class Tamiyo:
 
     Args:
         journal: where openings, decisions and reports are kept.
-        publisher: where field reports go; None keeps them in the journal only.
+        publisher: where field reports and decision records go; None keeps them in the journal only.
+        home: where policies are and observations go; None leaves the decisions to the heuristic and the controls.
     """
 
     def __init__(
@@ -45,9 +61,12 @@ class Tamiyo:
         *,
         journal: Path,
         publisher: Publisher | None = None,
+        home: Path | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._clock, self._publisher = clock, publisher
+        self._observations = home / "observations" if home is not None else None
+        self.seat = PolicySeat(home)
         self._signer = Signer(keys, "tamiyo", clock=clock)
         self._verifier = Verifier(keys, clock=clock)
         self._journal = Journal(journal, clock=clock)
@@ -57,20 +76,32 @@ class Tamiyo:
             self._enter(_opening_from(json.loads(entry.payload)), since=entry.seq)
 
     def open_run(self, opening: RunOpening) -> None:
-        """Begin, or begin again from ``opening.epoch``: later states are forgotten, later decisions are not."""
+        """Begin, or begin again from ``opening.epoch``: later states are forgotten, later decisions are not.
+
+        Raises:
+            EsperError: the run wants a learned policy, and there is none that can decide.
+        """
+        if opening.controller == "learned":
+            self.seat.brain(TamiyoConfig(**opening.settings).policy)
         key = f"{opening.run}/{opening.branch}/{opening.epoch}/{self._clock.now_ns()}"
         seq = self._journal.append("openings", json.dumps(asdict(opening)).encode(), key=key)
         self._enter(opening, since=seq)
 
     def _enter(self, opening: RunOpening, *, since: int) -> None:
-        """Build the view: what was decided up to the opening's epoch, and whatever was asked since the opening."""
+        """Build the view: what was decided up to the opening's epoch, and whatever was asked since the opening.
+
+        Its decision records are sent again: whether the last one got out before a kill is not known, and Simic takes
+        each once.
+        """
         view = RunView(opening, TamiyoConfig(**opening.settings))
         self._views[opening.run], self._observed[opening.run] = view, {}
         for entry in self._journal.read(f"states/{opening.run}"):
-            record = json.loads(entry.payload)
-            state = codec.decode_state([bytes.fromhex(packet) for packet in record["packets"]])
+            stored = json.loads(entry.payload)
+            state = codec.decode_state([bytes.fromhex(packet) for packet in stored["packets"]])
             if state.epoch <= opening.epoch or entry.seq > since:
-                self._observe(view, state, [codec.decode_command(bytes.fromhex(c)) for c in record["commands"]])
+                self._take_in(view, state, _statistics(bytes.fromhex(stored.get("statistics", ""))))
+                self._follow(view, [codec.decode_command(bytes.fromhex(data)) for data in stored["commands"]])
+                self._send_records(bytes.fromhex(data) for data in stored.get("records", ()))
 
     def decide(self, run: str, envelopes: Sequence[bytes]) -> list[bytes]:
         """Signed commands for the boundary that the signed packets describe.
@@ -82,69 +113,111 @@ class Tamiyo:
         view = self._views.get(run)
         if view is None:
             raise RunError(f"Tamiyo does not know the run {run!r}.", remedy="Open it before its first boundary.")
-        packets = [self._verifier.open_direct(data).payload for data in envelopes]
+        opened = [self._verifier.open_direct(data) for data in envelopes]
+        packets = [each.payload for each in opened if each.payload_type != STATISTICS_TYPE]
+        statistics = b"".join(each.payload for each in opened if each.payload_type == STATISTICS_TYPE)
         state = codec.decode_state(packets)
-        key = f"{state.branch}/{state.epoch}"
-        stored = self._journal.get(f"states/{run}", key)
+        stored = self._journal.get(f"states/{run}", f"{state.branch}/{state.epoch}")
         if stored is not None:
             commands = [bytes.fromhex(text) for text in json.loads(stored.payload)["commands"]]
-            if not view.states or view.now.epoch < state.epoch:
-                self._observe(view, state, [codec.decode_command(data) for data in commands])
+            if self._take_in(view, state, _statistics(statistics)):
+                self._follow(view, [codec.decode_command(data) for data in commands])
         else:
-            commands = self._decide_anew(view, state, packets, key)
+            self._take_in(view, state, _statistics(statistics))
+            commands = self._decide_anew(view, packets, statistics)
         return [
             self._signer.seal(data, BusMessageType.ADAPTATION_COMMAND, payload_type="AdaptationCommand")
             for data in commands
         ]
 
-    def _decide_anew(self, view: RunView, state: SystemState, packets: Sequence[bytes], key: str) -> list[bytes]:
-        view.states.append(state)
-        proposals = CONTROLLERS[view.opening.controller](view, view.config)[:MAX_COMMANDS_PER_BOUNDARY]
-        view.states.pop()
-        issued = [self._command(view, state, number, proposal) for number, proposal in enumerate(proposals)]
-        issued = issued or [self._no_change(view, state)]
-        commands = [codec.encode_command(command) for command in issued]
-        record = {"packets": [packet.hex() for packet in packets], "commands": [data.hex() for data in commands]}
-        self._journal.append(f"states/{state.run}", json.dumps(record).encode(), key=key)
-        self._observe(view, state, issued)
+    def _decide_anew(self, view: RunView, packets: Sequence[bytes], statistics: bytes) -> list[bytes]:
+        brain, steps = self._think(view)
+        issued = [
+            command(view, step.proposal, place=place, issued_by=brain.version, issued_at_ns=self._clock.now_ns())
+            for place, step in enumerate(steps)
+        ]
+        # The closing "no change" is a command of its own only where nothing else was decided.
+        sent = [each for each in issued if each.seed_directive is not None] or issued[:1]
+        commands = [codec.encode_command(each) for each in sent]
+        records = self._records(view, brain.version, steps, issued)
+        stored = {
+            "packets": [data.hex() for data in packets],
+            "statistics": statistics.hex(),
+            "commands": [data.hex() for data in commands],
+            "records": [data.hex() for data in records],
+        }
+        self._journal.append(
+            f"states/{view.opening.run}", json.dumps(stored).encode(), key=f"{view.now.branch}/{view.now.epoch}"
+        )
+        self._follow(view, sent)
+        self._send_records(records)
         return commands
 
-    def _command(self, view: RunView, state: SystemState, number: int, proposal: Proposal) -> AdaptationCommand:
-        return AdaptationCommand(
-            command_id=derive_seed(state.run, "command", state.branch, state.epoch, number),
-            type=CommandType.SEED,
-            run=state.run,
-            epoch=state.epoch,
-            branch=state.branch,
-            issued_at_ns=self._clock.now_ns(),
-            issued_by=view.opening.controller,
-            slot=proposal.slot,
-            seed=proposal.seed,
-            deadline_ms=DECIDE_MS.limit,
-            seed_directive=SeedDirective(
-                proposal.operation,
-                blueprint=proposal.blueprint,
-                blend_mode=proposal.blend_mode,
-                blend_schedule=proposal.schedule,
-            ),
-            annotations={"why": proposal.why[:_LONGEST_REASON]},
-        )
+    def _think(self, view: RunView) -> tuple[Brain, list[Step]]:
+        """The decision, and whose it is. A promoted policy that decides nonsense loses its seat to the heuristic."""
+        brain = self._brain(view)
+        try:
+            return brain, brain.steps(view)
+        except PolicyRefused as fault:
+            if view.opening.controller != "auto":
+                raise
+            self.seat.dismiss(str(fault))
+            brain = self._brain(view)
+            return brain, brain.steps(view)
 
-    def _no_change(self, view: RunView, state: SystemState) -> AdaptationCommand:
-        return AdaptationCommand(
-            command_id=derive_seed(state.run, "command", state.branch, state.epoch, 0),
-            type=CommandType.NO_OP,
-            run=state.run,
-            epoch=state.epoch,
-            branch=state.branch,
-            issued_at_ns=self._clock.now_ns(),
-            issued_by=view.opening.controller,
-            deadline_ms=DECIDE_MS.limit,
-        )
+    def _brain(self, view: RunView) -> Brain:
+        """Who decides now: a boundary is where a new policy takes over."""
+        name = view.opening.controller
+        self.seat.take_over()
+        if name == "learned":
+            return self.seat.brain(view.config.policy)
+        if name == "auto":
+            name = "heuristic"
+            if self.seat.current is not None:
+                return self.seat.current
+        return ScriptedBrain(name, CONTROLLERS[name])
 
-    def _observe(self, view: RunView, state: SystemState, commands: Sequence[AdaptationCommand]) -> None:
-        """Take a decided state into the view, and close the observation windows that end with it."""
+    def _records(
+        self, view: RunView, version: str, steps: Sequence[Step], issued: Sequence[AdaptationCommand]
+    ) -> list[bytes]:
+        if self._observations is None or not view.config.record or not view.opening.candidates:
+            return []
+        return [
+            learning.encode_decision(
+                step.record(
+                    command_id=each.command_id,
+                    version=version,
+                    view=view,
+                    digest=observations.write(self._observations, step.observation),
+                    place=place,
+                )
+            )
+            for place, (step, each) in enumerate(zip(steps, issued, strict=True))
+        ]
+
+    def _send_records(self, records: Iterable[bytes]) -> None:
+        if self._publisher is None:
+            return
+        for data in records:
+            record = learning.decode_decision(data)
+            event_id = derive_seed(record.run, "record", record.command_id, record.terminal).to_bytes(8, "big")
+            self._publisher.publish(BusMessageType.DECISION_RECORD, data, event_id=event_id)
+
+    def offer(self, update: PolicyUpdate) -> None:
+        """Check a promoted policy on states of the runs that are open; it decides from the next boundary on.
+
+        Raises:
+            PolicyRefused: it is damaged, foreign or illegal; the text says which, and the present one stays.
+        """
+        views = [view for view in list(self._views.values()) if view.states and view.opening.candidates]
+        self.seat.offer(update, views)
+
+    def _take_in(self, view: RunView, state: SystemState, statistics: npt.NDArray[np.float32] | None) -> bool:
+        """Add a state to the view, and close the observation windows that end with it; False if it is there already."""
+        if view.states and view.now.epoch >= state.epoch:
+            return False
         view.states.append(state)
+        view.statistics = statistics
         observed = self._observed[state.run]
         for command_id, observation in list(observed.items()):
             closed = observation.watch(state, view.config.report_window)
@@ -152,11 +225,15 @@ class Tamiyo:
                 del observed[command_id]
             elif closed is not None:
                 self._report(state.run, observed.pop(command_id), *closed)
-        for command in commands:
-            directive = command.seed_directive
+        return True
+
+    def _follow(self, view: RunView, commands: Sequence[AdaptationCommand]) -> None:
+        """Open an observation window for each germination."""
+        for each in commands:
+            directive = each.seed_directive
             if directive is not None and directive.operation is SeedOperation.GERMINATE:
-                observed[command.command_id] = Observation(
-                    command.command_id, command.slot, directive.blueprint, state.epoch, command.issued_by
+                self._observed[view.opening.run][each.command_id] = Observation(
+                    each.command_id, each.slot, directive.blueprint, view.now.epoch, each.issued_by
                 )
 
     def _report(self, run: str, observation: Observation, outcome: Any, notes: str) -> None:
@@ -171,7 +248,8 @@ class Tamiyo:
             self._publisher.publish(BusMessageType.FIELD_REPORT, payload, event_id=event_id)
 
     def close_run(self, run: str) -> None:
-        """Report on what is still under observation; the run and old reports are forgotten."""
+        """Report on what is still under observation, record the end; the run and old reports are forgotten."""
+        self._record_end(run)
         for observation in self._observed.get(run, {}).values():
             self._report(run, observation, *observation.close())
         self._observed[run] = {}
@@ -179,7 +257,23 @@ class Tamiyo:
         self._journal.remove(ours)
         self._journal.remove_before("reports", self._clock.now_ns() - REPORT_RETENTION_NS)
 
-    def reports(self, run: str) -> list[Any]:
+    def _record_end(self, run: str) -> None:
+        view = self._views.get(run)
+        if view is None or not view.states or self._observations is None or not view.config.record:
+            return
+        if view.opening.candidates:
+            record = DecisionRecord(
+                command_id=derive_seed(run, "end", view.now.branch, view.now.epoch),
+                policy_version=view.opening.controller,
+                run=run,
+                epoch=view.now.epoch,
+                branch=view.now.branch,
+                observation_digest=observations.write(self._observations, graph.observe(view)),
+                terminal=True,
+            )
+            self._send_records([learning.encode_decision(record)])
+
+    def reports(self, run: str) -> list[FieldReport]:
         """The field reports of a run that are still in the journal."""
         found = [codec.decode_report(entry.payload) for entry in self._journal.read("reports")]
         return [report for report in found if report.run == run]
@@ -196,4 +290,22 @@ def _opening_from(data: dict[str, Any]) -> RunOpening:
         for row in data["slots"]
     )
     candidates = tuple(Candidate(**row) for row in data["candidates"])
-    return RunOpening(**{**data, "slots": slots, "candidates": candidates})
+    return RunOpening(**{**data, "slots": slots, "candidates": candidates, "graph": _graph_from(data.get("graph"))})
+
+
+def _graph_from(data: dict[str, Any] | None) -> HostGraph | None:
+    if data is None:
+        return None
+    return HostGraph(
+        layers=tuple(LayerInfo(**row) for row in data["layers"]),
+        edges=tuple((int(source), int(target)) for source, target in data["edges"]),
+        slot_layers=tuple(data["slot_layers"]),
+    )
+
+
+def _statistics(data: bytes) -> npt.NDArray[np.float32] | None:
+    """float32 [layers, LAYER_STATISTICS]; None where none came, or what came has another shape."""
+    row = 4 * len(LAYER_STATISTICS)
+    if not data or len(data) % row:
+        return None
+    return np.frombuffer(data, np.float32).reshape(-1, len(LAYER_STATISTICS))

@@ -162,7 +162,7 @@ def _fixed(view: RunView, layout: Layout) -> Observation:
     found["blueprint_ids"][: len(numbers)] = numbers
     place = {number: index for index, number in enumerate(numbers)}
     ranks = _flops_ranks(opening)
-    for each in opening.candidates:
+    for each in view.offers():
         found["candidates"][each.slot, place[each.blueprint], :5] = (
             1.0,
             _log(each.parameters, 6.0),

@@ -45,6 +45,11 @@ class RunView:
     def candidates(self, slot: int) -> list[Candidate]:
         return [candidate for candidate in self.opening.candidates if candidate.slot == slot]
 
+    def offers(self) -> list[Candidate]:
+        """All candidates for slots that there are."""
+        known = {slot.index for slot in self.opening.slots}
+        return [candidate for candidate in self.opening.candidates if candidate.slot in known]
+
     def parameters(self) -> int:
         """Parameters of host and seeds now."""
         return int(self.now.metrics.get("pc", self.opening.host_parameters))

@@ -246,7 +246,7 @@ def test_a_payload_that_is_none_is_refused_and_a_type_without_use_counted(nissa:
 
     with pytest.raises(ContractError):
         publisher.publish(BusMessageType.FIELD_REPORT, b"\xff\xff")
-    publisher.publish(BusMessageType.POLICY_UPDATE, b"")
+    publisher.publish(BusMessageType.SYSTEM_STATE, b"")
     assert 'esper_nissa_refused_total{reason="not_for_nissa",run=""} 1.0' in nissa.metrics.exposition().decode()
 
 
