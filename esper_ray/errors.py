@@ -115,7 +115,7 @@ class RunError(EsperError):
 
 
 class PolicyRefused(EsperError):
-    """A policy may not decide. ``reason`` is one word: missing, damaged, foreign, not_finite, illegal, not_validated."""
+    """A policy may not decide. ``reason`` is one of missing, damaged, foreign, not_finite, illegal, not_validated."""
 
     def __init__(self, what: str, *, why: str = "", remedy: str = "", reason: str = "damaged") -> None:
         super().__init__(what, why=why, remedy=remedy)

@@ -69,7 +69,7 @@ def candidates(slot: SlotInfo) -> list[Candidate]:
 def surroundings(config: Config, *, kernels: Any = None, publisher: Publisher | None = None) -> Surroundings:
     """Everything a `Trainer` talks to, in this process."""
     keys = load_keys(config.home / "keys" / "signing")
-    tamiyo = Tamiyo(keys, journal=config.home / "journals" / "tamiyo.db", publisher=publisher)
+    tamiyo = Tamiyo(keys, journal=config.home / "journals" / "tamiyo.db", publisher=publisher, home=config.home)
     return Surroundings(
         decider=LocalDecider(tamiyo),
         kernels=kernels or LocalKernels(),

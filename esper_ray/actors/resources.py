@@ -67,6 +67,7 @@ ACTORS: tuple[ActorSpec, ...] = (
     ActorSpec("urza", "esper_ray.actors.urza:UrzaActor", num_cpus=0.1, concurrency=4),
     ActorSpec("karn", "esper_ray.actors.karn:KarnActor", num_cpus=0.1, concurrency=2),
     ActorSpec("oona", "esper_ray.actors.oona:OonaActor", num_cpus=0.1, concurrency=2),
+    ActorSpec("simic", "esper_ray.actors.experience:SimicActor", num_cpus=0.1, concurrency=2),
     ActorSpec("nissa", "esper_ray.actors.nissa:NissaActor", num_cpus=0.1, concurrency=4),
 )
 EVERYONE = (SUPERVISOR, *ACTORS)

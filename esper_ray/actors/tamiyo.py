@@ -1,7 +1,8 @@
 """Tamiyo's shell: decides for Tolaria.
 
 Contract: a decision that `decide` has returned is in Tamiyo's journal; the same state asked again gets the same
-commands. A restarted actor knows every open run from its journal.
+commands. A restarted actor knows every open run from its journal, and the promoted policy from the home folder. One
+that is promoted while it runs comes over the bus, and decides from the next boundary on.
 """
 
 from __future__ import annotations
@@ -12,11 +13,18 @@ from typing import Any
 
 import esper_ray
 from esper_ray.config import build
-from esper_ray.contracts.messages import FieldReport
+from esper_ray.contracts.enums import BusMessageType
+from esper_ray.contracts.learning import decode_policy_update
+from esper_ray.contracts.messages import EventEnvelope, FieldReport, MetricPoint
 from esper_ray.contracts.ports import RunOpening
 from esper_ray.contracts.signing import load_keys
-from esper_ray.oona.bus import connect_publisher
+from esper_ray.contracts.telemetry import event, publish_telemetry
+from esper_ray.errors import PolicyRefused
+from esper_ray.oona.bus import connect_consumer, connect_publisher
+from esper_ray.oona.streams import POLICY
 from esper_ray.tamiyo.controller import Tamiyo
+
+GROUP = "tamiyo"
 
 
 class TamiyoActor:
@@ -24,11 +32,28 @@ class TamiyoActor:
 
     def __init__(self, config_tree: dict[str, Any]) -> None:
         config = build(config_tree)
+        self._publisher = connect_publisher(config, source="tamiyo")
         self._tamiyo = Tamiyo(
             load_keys(config.home / "keys" / "signing"),
             journal=config.home / "journals" / "tamiyo.db",
-            publisher=connect_publisher(config, source="tamiyo"),
+            publisher=self._publisher,
+            home=config.home,
         )
+        self._consumer = connect_consumer(config, GROUP, (POLICY,), self._handle)
+        self._consumer.start()
+
+    def _handle(self, envelope: EventEnvelope) -> None:
+        """A policy that cannot decide is refused aloud, and the message is done with: no repetition mends it."""
+        if envelope.type is not BusMessageType.POLICY_UPDATE:
+            return
+        update = decode_policy_update(envelope.payload)
+        try:
+            self._tamiyo.offer(update)
+        except PolicyRefused as fault:
+            self._tamiyo.seat.refused = str(fault)
+            point = MetricPoint("pr", 1.0, {"reason": fault.reason})
+            told = event("policy.refused", {"policy": update.policy_id, "reason": fault.reason}, message=str(fault))
+            publish_telemetry(self._publisher, "tamiyo", "", 0, [point], [told])
 
     def open_run(self, opening: RunOpening) -> bool:
         """See `Tamiyo.open_run`."""
@@ -52,4 +77,8 @@ class TamiyoActor:
         return {"name": "tamiyo", "pid": os.getpid(), "version": esper_ray.build()}
 
     def health(self) -> dict[str, Any]:
-        return {**self.ping(), "healthy": True}
+        return {**self.ping(), "healthy": self._consumer.connected(), "policy": self.policy()}
+
+    def policy(self) -> dict[str, str]:
+        """Which policy decides where the controller is auto, which one before it, and why one was refused."""
+        return self._tamiyo.seat.describe()

@@ -79,6 +79,17 @@ METRICS: tuple[Metric, ...] = (
     Metric("ic", "esper_isolation_checks", "gauge", "1", "isolation checks made in the run so far", "kasmina"),
     Metric("gp", "esper_gates_passed_total", "counter", "1", "gates passed", "kasmina", ("gate",)),
     Metric("gd", "esper_gates_denied_total", "counter", "1", "gates refused", "kasmina", ("gate",)),
+    # Simic: the school
+    Metric("sx", "esper_simic_records_total", "counter", "1", "decisions and reports kept", "simic", ("type",)),
+    Metric("ss", "esper_simic_steps", "gauge", "1", "environment steps of the training", "simic"),
+    Metric("sr", "esper_simic_return", "gauge", "1", "mean return of the last 100 episodes", "simic"),
+    Metric("sv", "esper_simic_evaluation_return", "gauge", "1", "mean return of the last greedy evaluation", "simic"),
+    Metric("sq", "esper_simic_steps_per_second", "gauge", "1/s", "steps acted and learned, per second", "simic"),
+    Metric("se", "esper_simic_entropy", "gauge", "nats", "mean entropy of the policy", "simic"),
+    Metric("sg", "esper_simic_policy_lag", "gauge", "1", "how many versions behind the acting weights were", "simic"),
+    Metric("sd", "esper_simic_dropped_steps", "gauge", "1", "steps too stale to learn from", "simic"),
+    Metric("pr", "esper_policy_refused_total", "counter", "1", "policies refused", "tamiyo", ("reason",)),
+    Metric("pv", "esper_policy_validations_total", "counter", "1", "validations done", "simic", ("verdict",)),
     # Oona: the bus
     Metric("od", "esper_bus_depth", "gauge", "1", "messages somebody has still to take", "oona", ("stream",)),
     Metric("oq", "esper_bus_dead_letters", "gauge", "1", "messages nobody could use", "oona", ("stream",)),

@@ -12,6 +12,9 @@ The kinds of events that Nissa understands, and the attributes each has (all of 
 | ``graft`` | seed, slot, step, ms |
 | ``isolation.violation`` | seed, cosine, difference |
 | ``backend`` | name, value |
+| ``policy.refused`` | policy, reason |
+| ``policy.validated`` | policy, verdict, difference, low, high |
+| ``school`` | run, algo, env, steps, of, state |
 """
 
 from __future__ import annotations
@@ -38,6 +41,9 @@ EVENT_KINDS = (
     "graft",
     "isolation.violation",
     "backend",
+    "policy.refused",
+    "policy.validated",
+    "school",
 )
 TRUNCATED = "tt"
 NOT_FINITE = "tn"

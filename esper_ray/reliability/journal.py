@@ -110,6 +110,12 @@ class Journal:
             ).fetchone()
         return Entry(*row) if row else None
 
+    def streams(self, prefix: str) -> list[str]:
+        """The names of the streams that begin with ``prefix``, in the order of their first entries."""
+        query = "SELECT stream FROM entries WHERE substr(stream, 1, ?) = ? GROUP BY stream ORDER BY min(seq)"
+        with self._lock:
+            return [str(row[0]) for row in self._db.execute(query, (len(prefix), prefix))]
+
     def count(self, stream: str) -> int:
         """How many entries ``stream`` holds."""
         with self._lock:

@@ -84,6 +84,17 @@ class PolicySeat:
             self._offered, self.refused = None, ""
             return True
 
+    def describe(self) -> dict[str, str]:
+        """Who decides where a run leaves it open, who before, who waits, and why one was refused."""
+        with self._lock:
+            waits = "" if self._offered is None else _name(self._offered[0])
+            return {
+                "decides": _name(self.current),
+                "before": _name(self.previous),
+                "waits": waits,
+                "refused": self.refused,
+            }
+
     def dismiss(self, why: str) -> None:
         """The policy that decides turned out to be unfit: the heuristic decides until another one is promoted."""
         with self._lock:
@@ -125,3 +136,7 @@ class PolicySeat:
                 reason="damaged",
             )
         return LearnedBrain(policy, policy_id)
+
+
+def _name(brain: LearnedBrain | None) -> str:
+    return "heuristic" if brain is None else brain.version

@@ -126,6 +126,6 @@ def test_an_override_that_means_nothing_is_refused(value: str, word: str) -> Non
 def test_too_little_room_is_told_as_needed_against_available() -> None:
     specs = table(Config())
 
-    with pytest.raises(EnvironmentFault, match=r"need 1\.8 CPU, and 0\.5 of the cluster's 2 are free"):
+    with pytest.raises(EnvironmentFault, match=r"need 1\.9 CPU, and 0\.5 of the cluster's 2 are free"):
         check_capacity(specs, Config(), cluster={"CPU": 2}, available={"CPU": 0.5})
     check_capacity(specs, Config(), cluster={"CPU": 2}, available={"CPU": 2})

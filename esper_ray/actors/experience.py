@@ -1,0 +1,54 @@
+"""Simic's ear: keeps what the bus tells of decisions and of what they led to.
+
+Contract: a message is acknowledged after it is on disk, and kept once however often it comes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+import esper_ray
+from esper_ray import config as configuration
+from esper_ray.contracts.messages import EventEnvelope, MetricPoint
+from esper_ray.contracts.telemetry import publish_telemetry
+from esper_ray.oona.bus import connect_consumer, connect_publisher
+from esper_ray.oona.streams import NORMAL
+from esper_ray.simic.experience import Experience
+
+GROUP = "simic"
+
+
+class SimicActor:
+    """Success of the constructor means: reading the bus. The journal is all the state there is."""
+
+    def __init__(self, config_tree: dict[str, Any]) -> None:
+        config = configuration.build(config_tree)
+        self._experience = Experience.of(config.home)
+        self._experience.forget_old()
+        self._publisher = connect_publisher(config, source="simic")
+        self._consumer = connect_consumer(config, GROUP, (NORMAL,), self._handle)
+        self._consumer.start()
+
+    def _handle(self, envelope: EventEnvelope) -> None:
+        if self._experience.handle(envelope):
+            point = MetricPoint("sx", 1.0, {"type": envelope.type.name.lower()})
+            publish_telemetry(self._publisher, "simic", "", 0, [point])
+
+    def runs(self) -> list[dict[str, Any]]:
+        """What there is to learn from, run by run."""
+        return [asdict(self._experience.summary(run)) for run in self._experience.runs()]
+
+    def ping(self) -> dict[str, Any]:
+        return {"name": "simic", "pid": os.getpid(), "version": esper_ray.build()}
+
+    def health(self) -> dict[str, Any]:
+        connected = self._consumer.connected()
+        return {**self.ping(), "healthy": connected, "consumer": dict(self._consumer.counters)}
+
+    def stop(self) -> None:
+        """End in order; what was not acknowledged is read again by the next one."""
+        self._consumer.stop()
+        self._publisher.close()
+        self._experience.close()

@@ -1,0 +1,1 @@
+"""Simic: learns to decide. Its episodes are short training runs, or the decisions that runs have recorded."""
