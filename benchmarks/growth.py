@@ -12,7 +12,6 @@ so an interrupted study goes on where it was.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -27,21 +26,10 @@ import esper_ray
 from benchmarks import common
 from benchmarks.common import Bar
 from esper_ray.reliability.ids import digest
+from esper_ray.reliability.intervals import interval
 
-# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom; beyond, the normal's.
-_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 BARS = (Bar("gain_points_mean", 0.0, above=True), Bar("gain_points_ci_low", 0.0, above=True))
 ARMS = ("grown", "host", "final")
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % confidence interval (Student's t) of paired differences."""
-    mean, n = statistics.fmean(values), len(values)
-    if n < 2:
-        return mean, -math.inf, math.inf
-    quantile = _T975[n - 2] if n - 2 < len(_T975) else 1.96
-    half = quantile * statistics.stdev(values) / math.sqrt(n)
-    return mean, mean - half, mean + half
 
 
 def work(home: Path, seed: int, arm: str, settings: Sequence[str]) -> dict[str, Any]:
@@ -101,7 +89,8 @@ def figures_of(rows: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any
     for key, arm in (("gain_points", "host"), ("equal_flops_points", "final")):
         if arm in rows[0]:
             gains = [100 * (row["grown"]["test_accuracy"] - row[arm]["test_accuracy"]) for row in rows]
-            figures[f"{key}_mean"], figures[f"{key}_ci_low"], figures[f"{key}_ci_high"] = interval(gains)
+            found = interval(gains)
+            figures |= {f"{key}_mean": found.mean, f"{key}_ci_low": found.low, f"{key}_ci_high": found.high}
     figures["fossilized_mean"] = statistics.fmean(row["grown"]["fossilized"] for row in rows)
     figures["culled_mean"] = statistics.fmean(row["grown"]["culled"] for row in rows)
     figures["tables"] = {"resnet-lite/glyphs": [{arm: dict(row[arm]) for arm in row} for row in rows]}

@@ -21,6 +21,7 @@ from esper_ray.tamiyo.view import RunView
 
 log = logging.getLogger(__name__)
 POLICIES = "policies"
+HEURISTIC = "heuristic"
 _PROMOTED = "promoted.json"
 
 
@@ -139,4 +140,4 @@ class PolicySeat:
 
 
 def _name(brain: LearnedBrain | None) -> str:
-    return "heuristic" if brain is None else brain.version
+    return HEURISTIC if brain is None else brain.version
