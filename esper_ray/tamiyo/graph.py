@@ -313,3 +313,29 @@ def _global(view: RunView, pending: Sequence[Proposal]) -> Floats:
         len(pending) / slots,
     )
     return np.asarray(values, np.float32)
+
+
+def pad(observation: Mapping[str, npt.NDArray[Any]], layout: Layout) -> Observation:
+    """The same observation with room for more: runs of different hosts in one batch.
+
+    Raises:
+        ValueError: it is larger than the layout.
+    """
+    found: Observation = {}
+    for name, (shape, kind, _, _) in shapes(layout).items():
+        array = observation[name]
+        if any(have > room for have, room in zip(array.shape, shape, strict=True)):
+            raise ValueError(f"{name} of shape {array.shape} does not fit into {shape}")
+        found[name] = np.full(shape, -1 if name in ("layer_edges", "slot_layer") else 0, kind)
+        found[name][tuple(slice(size) for size in array.shape)] = array
+    return found
+
+
+def layout_of(observation: Mapping[str, npt.NDArray[Any]]) -> Layout:
+    """How much room an observation has."""
+    return Layout(
+        layers=observation["layers"].shape[-2],
+        slots=observation["slots"].shape[-2],
+        blueprints=observation["blueprints"].shape[-2],
+        edges=observation["layer_edges"].shape[-1],
+    )

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from esper_ray.config import RunConfig
 from esper_ray.contracts.budgets import HOST_PARAMETER_LIMIT
-from esper_ray.contracts.ports import SlotInfo, SlotSignature
+from esper_ray.contracts.ports import HostGraph, SlotInfo, SlotSignature
 from esper_ray.errors import ConfigError
 from esper_ray.reliability.ids import derive_seed
-from esper_ray.tasks import data
+from esper_ray.tasks import data, hostgraph
 from esper_ray.tasks.data import DataSet
 from esper_ray.tasks.resnet import ResNetLite
 
@@ -29,6 +29,7 @@ class Task:
     model: nn.Module
     data: DataSet
     slots: tuple[SlotInfo, ...]
+    graph: HostGraph
 
     @staticmethod
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -56,7 +57,9 @@ def build_task(config: RunConfig, folder: Path, device: torch.device) -> Task:
             f"The host has {count:,} parameters, more than {HOST_PARAMETER_LIMIT:,}.", remedy="Lower run.host_width."
         )
     model = model.to(device)
-    return Task(config.task, model, dataset, _find_slots(model, dataset, device))
+    with torch.random.fork_rng(devices=[]):
+        graph = hostgraph.trace(model, dataset.train.inputs[:2].to(device), model.slots)
+    return Task(config.task, model, dataset, _find_slots(model, dataset, device), graph)
 
 
 def _find_slots(model: ResNetLite, dataset: DataSet, device: torch.device) -> tuple[SlotInfo, ...]:

@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from esper_ray.contracts import codec
 from esper_ray.contracts.budgets import DECIDE_MS, MAX_COMMANDS_PER_BOUNDARY
 from esper_ray.contracts.enums import BusMessageType, CommandType
@@ -68,23 +71,26 @@ class Boundary:
 
     def exchange(
         self,
-        look: Callable[[], SystemState],
+        look: Callable[[], tuple[SystemState, npt.NDArray[np.float32] | None]],
         record: Callable[[Sequence[bytes], str], None],
         planned: tuple[Sequence[bytes], str] | None = None,
     ) -> Exchange:
         """Do one boundary.
 
         Args:
-            look: gathers the state.
+            look: gathers the state and the layers' statistics.
             record: writes the decision down; called with the accepted envelopes and the reason for a missed one.
             planned: the same from the journal, when a resumed run repeats this boundary.
         """
         start = time.perf_counter()
-        state = look()
+        state, statistics = look()
         packets = codec.encode_state(state)
-        sealed = self._seal(packets)
+        told = [("SystemStatePacket", packet) for packet in packets]
+        if statistics is not None:
+            told.append(("GraphStatistics", statistics.tobytes()))
+        sealed = self._seal(told)
         assembled = time.perf_counter()
-        answer, missed = self._ask(state.run, packets, sealed)
+        answer, missed = self._ask(state.run, told, sealed)
         decided = time.perf_counter()
         given, missed = (answer, missed) if planned is None else planned
         accepted, refused = self._open(given, state, repeated=planned is not None)
@@ -103,11 +109,11 @@ class Boundary:
         )
         return Exchange(tuple(accepted.values()), tuple(accepted), tuple(packets), tuple(refused), times, missed)
 
-    def _seal(self, packets: Sequence[bytes]) -> list[bytes]:
+    def _seal(self, told: Sequence[tuple[str, bytes]]) -> list[bytes]:
         kind = BusMessageType.SYSTEM_STATE
-        return [self._signer.seal(packet, kind, payload_type="SystemStatePacket") for packet in packets]
+        return [self._signer.seal(data, kind, payload_type=payload_type) for payload_type, data in told]
 
-    def _ask(self, run: str, packets: Sequence[bytes], sealed: list[bytes]) -> tuple[list[bytes], str]:
+    def _ask(self, run: str, told: Sequence[tuple[str, bytes]], sealed: list[bytes]) -> tuple[list[bytes], str]:
         """The answer, or why there is none.
 
         Raises:
@@ -133,7 +139,7 @@ class Boundary:
                 )
             time.sleep(RETRY_SECONDS)
             # A nonce is good for one delivery, and this one may have been made.
-            sealed = self._seal(packets)
+            sealed = self._seal(told)
 
     def _open(
         self, envelopes: Sequence[bytes], state: SystemState, *, repeated: bool

@@ -15,7 +15,6 @@ from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.messages import (
     HardwareContext,
     MetricPoint,
-    SystemState,
     TelemetryEvent,
     blueprint_name,
 )
@@ -56,23 +55,6 @@ def hardware(device: torch.device) -> HardwareContext:
         )
     memory = psutil.virtual_memory()
     return HardwareContext("cpu", 0, memory.total / _MB, memory.available / _MB)
-
-
-def system_state(trainer: Trainer, training_loss: float, quality: Quality) -> SystemState:
-    """What Tamiyo gets at this boundary."""
-    return SystemState(
-        run=trainer.request.run,
-        epoch=trainer.epoch,
-        branch=trainer.garden.branch,
-        global_step=trainer.step,
-        timestamp_ns=trainer.around.clock.now_ns(),
-        training_loss=training_loss,
-        validation_loss=quality.loss,
-        validation_accuracy=quality.accuracy,
-        metrics={"pc": float(trainer.garden.parameter_count()), "lr": trainer.rates.host_rate(trainer.step)},
-        hardware=hardware(trainer.device),
-        seeds=trainer.garden.states(),
-    )
 
 
 def manifest(trainer: Trainer) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from esper_ray.config import Config
 from esper_ray.contracts.enums import EmergencyLevel
@@ -22,19 +21,14 @@ from esper_ray.contracts.ports import Candidate, Decider, KernelSource, Publishe
 from esper_ray.contracts.signing import KeyRing, Signer, Verifier
 from esper_ray.errors import RunError
 from esper_ray.kasmina.export import export_model
-from esper_ray.kasmina.garden import Garden
-from esper_ray.kasmina.slot import Seed
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
-from esper_ray.reliability.ids import derive_seed
-from esper_ray.tasks import Task, build_task
 from esper_ray.tolaria import checkpoint as checkpoints
 from esper_ray.tolaria import resume, rows
 from esper_ray.tolaria.boundary import Boundary, Exchange
 from esper_ray.tolaria.checkpoint import Checkpoint, CheckpointWriter
 from esper_ray.tolaria.costs import CostMeter
-from esper_ray.tolaria.groups import Groups
-from esper_ray.tolaria.learning_rate import LearningRates
-from esper_ray.tolaria.measure import Quality, evaluate, measure_seeds
+from esper_ray.tolaria.loop import Loop
+from esper_ray.tolaria.measure import Quality, evaluate
 from esper_ray.tolaria.recorder import Recorder
 
 
@@ -83,60 +77,28 @@ class Surroundings:
     clock: Clock = SYSTEM_CLOCK
 
 
-class Trainer:
+class Trainer(Loop):
     """One run in the making. `run` does it."""
 
     def __init__(self, request: RunRequest, around: Surroundings) -> None:
-        self.request, self.around, self.config = request, around, request.config
-        run = self.config.run
-        self.device = rows.pick_device(run.device)
-        self.lockstep = run.mode == "lockstep"
-        self.folder: Path = self.config.runs / request.run
+        self.request, self.around = request, around
+        self.folder: Path = request.config.runs / request.run
         self.recorder = Recorder(self.folder, request.run, around.publisher, clock=around.clock)
-        self.task: Task = build_task(run, self.config.home / "data", self.device)
-        self.train, self.validation = self.task.data.train.to(self.device), self.task.data.validation.to(self.device)
-        self.model = self.task.model
-        self.meter = CostMeter()
-        self.garden = Garden(
-            self.model,
-            self.task.slots,
-            self.config.seeds,
-            around.kernels,
-            self,
-            run_seed=run.seed,
-            max_parameters=run.max_parameters,
-            lockstep=self.lockstep,
-        )
-        self.host_parameters = self.garden.parameter_count()
-        self.steps_per_pass = len(self.train) // run.batch_size
-        self.steps_per_epoch = run.boundary_every or self.steps_per_pass
-        self.step = self.epoch = self.missed = 0
+        super().__init__(request.config, around.kernels, name=request.run, data=request.config.home / "data")
+        self.missed = 0
         self.seconds = 0.0
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-        self._loss_sum = torch.zeros((), device=self.device)
-        self._gradient_norm = torch.zeros(())
-
-    # What the garden asks for
-
-    def adopt(self, seed: Seed) -> None:
-        self.rates.born(seed.number, self.step)
-        self.groups.adopt(seed)
-
-    def release(self, seed: Seed) -> None:
-        self.rates.gone(seed.number)
-        self.groups.release(seed)
-
-    def fossilise(self, seed: Seed) -> None:
-        self.groups.fossilise(seed)
-
-    def leftovers(self, seed: int) -> int:
-        return self.groups.leftovers(seed)
 
     def planned_graft(self, seed: int) -> int | None:
         return self.recorder.planned_graft(self.garden.branch, seed)
 
     def record_graft(self, seed: int, step: int) -> None:
         self.recorder.record_graft(self.garden.branch, seed, step)
+
+    def between_steps(self) -> None:
+        if self.around.should_stop():
+            raise Stopped
+        if self.step % 10 == 0:
+            self.around.on_progress(rows.progress(self))
 
     # The run
 
@@ -157,10 +119,7 @@ class Trainer:
         if saved is None:
             for block in self.request.blocks:
                 self.garden.plant_fossil(block.slot, block.blueprint, block.parameters)
-        self.groups = Groups(self.model, self.config.optimizer)
-        self.total_steps = self._plan_steps(saved)
-        self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
-        self.rates = LearningRates(self.config.optimizer, self.total_steps)
+        self.begin(self._plan_steps(saved))
         if saved is not None:
             resume.restore(self, saved)
         self.recorder.rewind(self.epoch)
@@ -216,89 +175,38 @@ class Trainer:
             epoch=self.epoch,
             branch=self.garden.branch,
             settings=self.config.tamiyo.model_dump(mode="json"),
+            graph=self.task.graph,
         )
 
     # An epoch
 
     def _one_epoch(self, writer: CheckpointWriter) -> None:
-        start = time.perf_counter()
-        self._loss_sum.zero_()
-        steps = min(self.steps_per_epoch, self.total_steps - self.step)
-        for _ in range(steps):
-            if self.around.should_stop():
-                raise Stopped
-            self.train_step()
-        trained = time.perf_counter()
-        training_loss = float(self._loss_sum) / steps
-        self.epoch += 1
-        quality = self._measure(training_loss)
-        self._close_stages(quality)
+        start, before = time.perf_counter(), self.step
+        training_loss = self.train_epoch()
+        step_ms = (time.perf_counter() - start) * 1e3 / (self.step - before)
+        quality = self.measure()
+        self._demand_finite(training_loss, quality)
+        self.close_stages(quality)
         exchange = self._do_boundary(training_loss, quality)
         self.seconds += time.perf_counter() - start
-        step_ms = (trained - start) * 1e3 / steps
         self._write_down(training_loss, quality, exchange, step_ms)
         writer.submit(resume.checkpoint(self))
 
-    def train_step(self) -> None:
-        """One optimizer step of the host and of whatever seeds are in it."""
-        garden, step = self.garden, self.step
-        garden.before_step(step)
-        inputs, targets = self._batch(step)
-        structure, count = garden.structure(), len(targets)
-        with self.meter.charge(("step", structure), count, later=True):
-            loss = self.task.loss(self.model(inputs), targets)
-            loss.backward()  # type: ignore[no-untyped-call]
-        extra = garden.shadow_due(step)
-        if extra:
-            with self.meter.charge((extra, structure), count, later=extra == "shadow"):
-                garden.train_isolated(step, inputs, targets, self.task.loss, loss, watch=extra == "watched")
-        self._gradient_norm = self.groups.clip()
-        self.rates.write(self.groups.optimizer, step)
-        self.groups.optimizer.step()
-        self.groups.optimizer.zero_grad(set_to_none=True)
-        self._loss_sum += loss.detach()
-        self.step += 1
-        if step % 10 == 0:
-            self.around.on_progress(rows.progress(self))
-
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of ``step``: each pass over the data has an order of its own, named by the run's seed."""
-        number, place = divmod(step, self.steps_per_pass)
-        if self._order[0] != number:
-            generator = torch.Generator().manual_seed(derive_seed(self.config.run.seed, "order", number))
-            self._order = (number, torch.randperm(len(self.train), generator=generator).to(self.device))
-        size = self.config.run.batch_size
-        chosen = self._order[1][place * size : (place + 1) * size]
-        return self.train.inputs[chosen], self.train.targets[chosen]
-
-    def _measure(self, training_loss: float) -> Quality:
-        quality = evaluate(self.model, self.validation, self.meter, self.garden.structure())
-        if not (math.isfinite(training_loss) and math.isfinite(quality.loss)):
-            reason = f"The loss of {self.request.run} is not finite in epoch {self.epoch}."
-            self.recorder.emergency(EmergencyLevel.HALT, reason)
-            raise RunError(
-                reason,
-                why="The optimizer diverged, or the data holds NaN.",
-                remedy="Lower optimizer.learning_rate; the last checkpoint stands and `esper run --resume` uses it.",
-            )
-        return quality
-
-    def _close_stages(self, quality: Quality) -> None:
-        measured = measure_seeds(self.garden, self.validation, quality, self.meter, self.garden.structure())
-        for seed in self.garden.seeds:
-            seed.learning_rate = self.rates.seed_rate(seed.number, self.step)
-        self.garden.close_epoch(
-            self.epoch,
-            step=self.step,
-            steps_per_epoch=self.steps_per_epoch,
-            loss=quality.loss,
-            measured=measured,
+    def _demand_finite(self, training_loss: float, quality: Quality) -> None:
+        if math.isfinite(training_loss) and math.isfinite(quality.loss):
+            return
+        reason = f"The loss of {self.request.run} is not finite in epoch {self.epoch}."
+        self.recorder.emergency(EmergencyLevel.HALT, reason)
+        raise RunError(
+            reason,
+            why="The optimizer diverged, or the data holds NaN.",
+            remedy="Lower optimizer.learning_rate; the last checkpoint stands and `esper run --resume` uses it.",
         )
 
     def _do_boundary(self, training_loss: float, quality: Quality) -> Exchange:
         place = (self.garden.branch, self.epoch)
         exchange = self.boundary.exchange(
-            lambda: rows.system_state(self, training_loss, quality),
+            lambda: (self.state(training_loss, quality, self.around.clock.now_ns()), self.statistics),
             lambda envelopes, missed: self.recorder.record_decision(*place, envelopes, missed),
             self.recorder.planned_decision(*place),
         )
