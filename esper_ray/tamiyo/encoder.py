@@ -1,0 +1,143 @@
+"""Reads an observation into one vector for each slot, each blueprint and the run as a whole.
+
+Everything about a run that does not change from boundary to boundary, which is who is connected with whom, is worked
+out once and kept; a single observation then costs about as much as its matrix products.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from esper_ray.tamiyo import graph
+from esper_ray.tamiyo.layers import GatLayer, SageLayer, Structure, structure
+
+Tensors = Mapping[str, Tensor]
+IDENTITIES = 64
+"""Blueprints that have an embedding of their own; larger numbers share them."""
+
+_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the network makes of N observations: slots [N, S, D], blueprints [N, B, D], the whole run [N, 3 D]."""
+
+    slots: Tensor
+    blueprints: Tensor
+    whole: Tensor
+
+
+class GraphEncoder(nn.Module):
+    """Four layers over the typed graph: GraphSAGE, GraphSAGE, GAT, GAT, each with a residual and a layer norm.
+
+    Args:
+        width: D.
+        heads: of the attention; divides ``width``.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.layers = nn.Linear(len(graph.LAYER_FEATURES), width)
+        self.slots = nn.Linear(len(graph.SLOT_FEATURES), width)
+        self.blueprints = nn.Linear(len(graph.BLUEPRINT_FEATURES), width)
+        self.identities = nn.Embedding(IDENTITIES, width)
+        self.run = nn.Linear(len(graph.GLOBAL_FEATURES), width)
+        nn.init.normal_(self.identities.weight, std=0.3)
+        self.graph_layers = nn.ModuleList(
+            [SageLayer(width), SageLayer(width), GatLayer(width, heads), GatLayer(width, heads)]
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(1 + len(self.graph_layers)))
+        self._structures: dict[tuple[object, ...], Structure] = {}
+
+    def forward(self, observations: Tensors) -> Reading:
+        """A batch of N observations of one layout, as `tamiyo.graph.shapes` has them."""
+        edges = self._structure(observations)
+        kind = self.run.weight.dtype
+        nodes = torch.cat(
+            [
+                self.layers(observations["layers"].flatten(0, 1).to(kind)),
+                self.slots(observations["slots"].flatten(0, 1).to(kind)),
+                self.blueprints(observations["blueprints"].flatten(0, 1).to(kind))
+                + self.identities(observations["blueprint_ids"].flatten().long() % IDENTITIES),
+                self.run(observations["global"].to(kind)),
+            ]
+        )
+        nodes = self.norms[0](nodes)
+        for layer, norm in zip(self.graph_layers, itertools.islice(self.norms, 1, None), strict=True):
+            nodes = norm(nodes + functional.relu(layer(nodes, edges)))
+        _, slots, blueprints, run = nodes.split(edges.counts)
+        slots = slots.view(len(run), -1, slots.shape[1])
+        there = (observations["slots"][..., :1] > 0).to(kind)
+        # Of what is no slot nothing is heard: 0 changes neither the mean's sum nor the largest of what is positive.
+        mean = (slots * there).sum(1) / there.sum(1).clamp_min(1.0)
+        most = (slots.relu() * there).amax(1)
+        return Reading(slots, blueprints.view(len(run), -1, slots.shape[2]), torch.cat([run, mean, most], dim=1))
+
+    def _structure(self, observations: Tensors) -> Structure:
+        if len(observations["global"]) > 1:
+            return structure_of(observations)
+        device = observations["global"].device
+        key = (
+            device,
+            *(observations[name].shape for name in ("layers", "slots", "candidates", "layer_edges")),
+            *(observations[name].cpu().numpy().tobytes() for name in ("layer_edges", "slot_layer")),
+            *(
+                (observations[name][..., 0] > 0).cpu().numpy().tobytes()
+                for name in ("layers", "slots", "blueprints", "candidates")
+            ),
+        )
+        found = self._structures.get(key)
+        if found is None:
+            if len(self._structures) >= _KEPT:
+                self._structures.clear()
+            # Kept for training too, which tensors made in inference mode are not allowed to serve.
+            with torch.inference_mode(False), torch.no_grad():
+                found = self._structures[key] = structure_of(observations)
+        return found
+
+
+def structure_of(observations: Tensors) -> Structure:
+    """The edges of a batch of N observations: host edges, slots at their layers, candidates, and all to the whole."""
+    there = {
+        "layer": observations["layers"][..., 0] > 0,
+        "slot": observations["slots"][..., 0] > 0,
+        "blueprint": observations["blueprints"][..., 0] > 0,
+    }
+    (count, layers), slots, blueprints = there["layer"].shape, there["slot"].shape[1], there["blueprint"].shape[1]
+    each = torch.arange(count, device=there["layer"].device).unsqueeze(1)
+    edges: dict[tuple[str, str, str, str], Tensor] = {}
+
+    def connect(first: tuple[str, str], second: tuple[str, str], pair: Tensor) -> None:
+        """Both ways: the port of one end is the port of the other end's edge back."""
+        edges[(*first, *second)] = pair
+        edges[(*second, *first)] = pair.flip(0)
+
+    source, target = observations["layer_edges"].long().unbind(1)
+    real = _points(source, there["layer"]) & _points(target, there["layer"])
+    flow = torch.stack([(each * layers + source)[real], (each * layers + target)[real]])
+    edges["layer", "flow", "layer", "flow"] = flow
+    edges["layer", "back", "layer", "back"] = flow.flip(0)
+    at = observations["slot_layer"].long()
+    real = _points(at, there["layer"]) & there["slot"]
+    numbers = each * slots + torch.arange(slots, device=at.device)
+    connect(("layer", "slot"), ("slot", "layer"), torch.stack([(each * layers + at)[real], numbers[real]]))
+    offered = (observations["candidates"][..., 0] > 0) & there["slot"].unsqueeze(2) & there["blueprint"].unsqueeze(1)
+    one, slot, blueprint = offered.nonzero(as_tuple=True)
+    pair = torch.stack([one * slots + slot, one * blueprints + blueprint])
+    connect(("slot", "blueprint"), ("blueprint", "slot"), pair)
+    for name, exists in there.items():
+        place = exists.flatten().nonzero().squeeze(1)
+        pair = torch.stack([place, torch.div(place, exists.shape[1], rounding_mode="floor")])
+        connect((name, "global"), ("global", name), pair)
+    return structure((count * layers, count * slots, count * blueprints, count), edges)
+
+
+def _points(place: Tensor, there: Tensor) -> Tensor:
+    """Whether each index is not padding and what it points at exists."""
+    return (place >= 0) & there.gather(1, place.clamp_min(0))
