@@ -148,6 +148,45 @@ class NissaConfig(Section):
     latency_epochs: int = Field(3, ge=1, description="epochs over budget before training_latency_high fires")
 
 
+class SimicConfig(Section):
+    workers: int = Field(
+        0, ge=0, le=1024, description="rollout workers on the cluster; 0 acts and learns in the process that trains"
+    )
+    mode: Literal["async", "lockstep"] = Field(
+        "async", description="async: act and learn at the same time; lockstep: in turns, reproducible bit for bit"
+    )
+    envs: int = Field(16, ge=1, le=4096, description="environments of one worker, stepped together")
+    rollout_steps: int = Field(128, ge=1, le=100_000, description="steps of each environment in one rollout")
+    hidden: tuple[int, ...] = Field(
+        (64, 64), min_length=1, max_length=8, description="widths of the network, for environments that bring none"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's learning rate at the start")
+    anneal: bool = Field(True, description="lower the learning rate to 0 over the steps of the training")
+    gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="lambda of the generalised advantage estimate (PPO)")
+    epochs: int = Field(10, ge=1, le=100, description="passes over each batch (PPO)")
+    minibatches: int = Field(8, ge=1, le=4096, description="parts of a batch, one optimiser step for each")
+    clip: float = Field(0.2, gt=0, lt=1, description="bound of the probability ratio (PPO)")
+    target_kl: float = Field(0.02, ge=0, description="approximate divergence that ends a batch's passes; 0: none (PPO)")
+    rho_bar: float = Field(1.0, gt=0, description="clip of V-trace's rho (IMPALA)")
+    c_bar: float = Field(1.0, gt=0, description="clip of V-trace's c (IMPALA)")
+    vtrace_lambda: float = Field(1.0, ge=0, le=1, description="lambda of V-trace (IMPALA)")
+    value_weight: float = Field(0.5, ge=0, description="weight of the value loss")
+    entropy_weight: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    auxiliary_weight: float = Field(0.1, ge=0, description="weight of a policy's own auxiliary loss, if it has one")
+    clip_norm: float = Field(0.5, gt=0, description="gradient norm at which an optimiser step is clipped")
+    max_lag: int = Field(
+        8, ge=0, description="rollouts of weights older than so many versions are dropped; PPO takes 1 at most"
+    )
+    replay_share: float = Field(0.0, ge=0, lt=1, description="share of replayed segments in each batch (IMPALA)")
+    replay_mb: int = Field(256, ge=1, description="bound of the replay; the oldest goes first")
+    replay_seconds: float = Field(3600.0, gt=0, description="age at which a replayed segment is dropped")
+    evaluate_every: int = Field(5000, ge=0, description="environment steps between greedy evaluations; 0: none")
+    evaluate_episodes: int = Field(100, ge=1, description="episodes of one evaluation")
+    checkpoint_every: int = Field(20_000, ge=1, description="environment steps between checkpoints")
+    request_seconds: float = Field(120.0, gt=0, description="whoever is silent for so long is replaced")
+
+
 class RayConfig(Section):
     address: str = Field("", description="a running cluster; empty: attach to a local one, else start one")
     namespace: str = Field("esper", description="one system per namespace")
@@ -173,6 +212,7 @@ class Config(Section):
     urza: UrzaConfig = Field(UrzaConfig(), description="how kernels are served")
     bus: BusConfig = Field(BusConfig(), description="the bus")
     nissa: NissaConfig = Field(NissaConfig(), description="observability")
+    simic: SimicConfig = Field(SimicConfig(), description="how policies are learned")
     ray: RayConfig = Field(RayConfig(), description="the cluster")
 
     @property

@@ -114,6 +114,14 @@ class RunError(EsperError):
     """A run cannot be started, found, stopped or resumed."""
 
 
+class EnvironmentRefused(EsperError):
+    """A reinforcement-learning environment does not exist, has unsupported spaces, or gave values that are no numbers."""
+
+
+class ReplayError(EsperError):
+    """The replay cannot give or take what was asked for."""
+
+
 class PolicyRefused(EsperError):
     """A policy may not decide. ``reason`` is one of missing, damaged, foreign, not_finite, illegal, not_validated."""
 

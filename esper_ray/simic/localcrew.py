@@ -1,0 +1,112 @@
+"""A crew in one process: each request is done when its turn comes, one after another."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from esper_ray.reliability.ids import derive_seed
+from esper_ray.simic.checkpoints import Counters
+from esper_ray.simic.evaluation import Evaluation, evaluate
+from esper_ray.simic.learner import Learner
+from esper_ray.simic.plan import TrainingPlan
+from esper_ray.simic.policies import policy_for
+from esper_ray.simic.replay import Provenance, Replay, Sample
+from esper_ray.simic.rollout import Rollout, RolloutWorker, Weights
+from esper_ray.simic.segments import segments
+from esper_ray.simic.spaces import Interface
+from esper_ray.simic.training import Collected, Event, Updated
+
+
+def worker_for(plan: TrainingPlan, interface: Interface, worker: int, version: int) -> RolloutWorker:
+    """A rollout worker that begins at a version of the weights: one that is made anew draws other episodes."""
+    policy = policy_for(plan.env, interface, hidden=plan.config.hidden, seed=plan.seed)
+    seed = derive_seed(plan.seed, "worker", version)
+    return RolloutWorker(plan.env.vector(plan.config.envs), interface, policy, worker=worker, seed=seed)
+
+
+def replay_for(plan: TrainingPlan) -> Replay:
+    """An empty replay within the plan's bounds."""
+    config = plan.config
+    return Replay(max_bytes=config.replay_mb * 2**20, max_seconds=config.replay_seconds, seed=plan.seed)
+
+
+def keep(replay: Replay, rollout: Rollout, source: str) -> None:
+    """Put a rollout's segments into the replay."""
+    for segment in segments(rollout):
+        replay.add(segment, Provenance(f"{source}/worker-{rollout.worker}", rollout.version))
+
+
+class LocalCrew:
+    """Workers, replay and learner of one training, without Ray."""
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        self._plan = plan
+        self._interface = plan.env.interface()
+        self._learner = Learner(plan, self._interface)
+        self._evaluated = policy_for(plan.env, self._interface, hidden=plan.config.hidden, seed=plan.seed)
+        self._replay = replay_for(plan) if plan.replayed else None
+        self._workers: list[RolloutWorker] = []
+        self._queue: deque[Callable[[], Event]] = deque()
+
+    @property
+    def workers(self) -> int:
+        return max(1, self._plan.config.workers)
+
+    def open(self, *, resume: bool) -> tuple[Counters, int, Weights]:
+        counters = Counters()
+        if resume:
+            assert self._plan.folder is not None
+            counters = self._learner.load(self._plan.folder)
+            if self._replay is not None:
+                self._replay.load(self._plan.folder)
+        weights = self._learner.weights()
+        self._workers = [worker_for(self._plan, self._interface, n, weights.version) for n in range(self.workers)]
+        return counters, weights.version, weights
+
+    def collect(self, worker: int, version: int, weights: Weights) -> None:  # noqa: ARG002
+        self._queue.append(lambda: self._collect(worker, weights))
+
+    def learn(self, rollouts: Sequence[Rollout]) -> None:
+        self._queue.append(lambda: self._learn(rollouts))
+
+    def wait(self) -> list[Event]:
+        return [self._queue.popleft()()]
+
+    def fetch(self, weights: Weights) -> Weights:
+        return weights
+
+    def evaluate(self, weights: Weights, seed: int) -> Evaluation:
+        weights.put_into(self._evaluated)
+        episodes = self._plan.config.evaluate_episodes
+        return evaluate(self._evaluated, self._plan.env, self._interface, episodes=episodes, seed=seed)
+
+    def save(self, counters: Counters) -> None:
+        assert self._plan.folder is not None
+        self._learner.save(self._plan.folder, counters)
+        if self._replay is not None:
+            self._replay.save(self._plan.folder)
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+
+    def _collect(self, worker: int, weights: Weights) -> Collected:
+        actor = self._workers[worker]
+        actor.set_weights(weights)
+        rollout = actor.collect(self._plan.config.rollout_steps)
+        return Collected(rollout.summary(), rollout)
+
+    def _learn(self, rollouts: Sequence[Rollout]) -> Updated:
+        learned = self._learner.learn(rollouts, self._replayed(len(rollouts)))
+        if self._replay is not None:
+            for rollout in rollouts:
+                keep(self._replay, rollout, str(self._plan.seed))
+        return Updated(learned, self._learner.weights())
+
+    def _replayed(self, rollouts: int) -> Sample | None:
+        """Segments to learn from once more, if there are enough."""
+        count = self._plan.replayed * rollouts
+        if self._replay is None or len(self._replay) < count:
+            return None
+        return self._replay.sample(count)
