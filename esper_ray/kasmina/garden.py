@@ -354,7 +354,8 @@ class Garden:
             expected = isolation.host_gradients(self.model, self.switch, inputs, targets, loss_function)
         seed = derive_seed(self._run_seed, "shadow", step)
         loss = isolation.shadow_loss(self.model, self.switch, inputs, targets, loss_function, seed=seed)
-        loss.backward()  # type: ignore[no-untyped-call]
+        if loss.requires_grad:  # a block without parameters has nothing to learn; G1 will see that
+            loss.backward()  # type: ignore[no-untyped-call]
         if expected is not None:
             self._check_isolation(isolation.compare(expected, self.model), isolated, step)
         advantage = float(host_loss.detach() - loss.detach())

@@ -191,6 +191,17 @@ def test_a_culled_seed_leaves_the_output_as_it_was_and_the_slot_wakes_up_after_i
     assert garden.apply(command(SeedOperation.GERMINATE, blueprint=9)) == ""
 
 
+def test_a_block_without_parameters_can_be_isolated_and_does_not_pass_g1():
+    garden = plant(SeedConfig(max_stage_epochs=1), blueprint=1)
+    garden.before_step(0)
+    inputs, targets = batch()
+    loss = F.cross_entropy(garden.model(inputs), targets)
+    loss.backward()
+    garden.train_isolated(0, inputs, targets, F.cross_entropy, loss, watch=True)
+    garden.close_epoch(1, step=1, steps_per_epoch=1, loss=1.0, measured={})
+    assert garden.slots[0].stage is Stage.CULLED
+
+
 def test_the_monitor_is_silent_on_a_clean_seed_and_fires_on_a_planted_leak():
     garden = plant(SeedConfig(monitor_every=1, shadow_share=1.0))
     garden.before_step(0)
