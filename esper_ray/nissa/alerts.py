@@ -1,6 +1,7 @@
 """The alerts: one table, evaluated here and written out as Prometheus rules.
 
-An alert fires per run. Time is the time of the messages, so that a replay of the records comes to the same end.
+An alert fires per run, or for the system as a whole. Time is the time of the messages, so that a replay of the
+records comes to the same end.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ class Consecutive:
     limit: float
     count: int
 
+    def counted(self, point: MetricPoint) -> float:
+        return point.value
+
     def holds(self, history: deque[tuple[int, float]], now_ns: int) -> tuple[bool, float]:
         del now_ns
         last = list(history)[-self.count :]
@@ -52,6 +56,9 @@ class CountWithin:
     count: float
     seconds: float
 
+    def counted(self, point: MetricPoint) -> float:
+        return point.value
+
     def holds(self, history: deque[tuple[int, float]], now_ns: int) -> tuple[bool, float]:
         since = self.horizon_ns(now_ns)
         total = sum(value for at_ns, value in history if at_ns > since)
@@ -69,16 +76,56 @@ class CountWithin:
 
 
 @dataclass(frozen=True, slots=True)
+class LastWas:
+    """Increments that carry an outcome: the last one was bad. A better one clears it, and so does time.
+
+    Prometheus knows no order between two counters: there, time alone clears it.
+    """
+
+    label: str
+    bad: str
+    seconds: float
+
+    def counted(self, point: MetricPoint) -> float:
+        return point.value if point.labels.get(self.label) == self.bad else 0.0
+
+    def holds(self, history: deque[tuple[int, float]], now_ns: int) -> tuple[bool, float]:
+        in_a_row, since = 0.0, self.horizon_ns(now_ns)
+        for at_ns, value in reversed(history):
+            if value == 0.0 or at_ns <= since:
+                break
+            in_a_row += value
+        return in_a_row > 0.0, in_a_row
+
+    def horizon_ns(self, now_ns: int) -> int:
+        return now_ns - round(self.seconds * 1e9)
+
+    def expression(self, metric: str) -> str:
+        return f'increase({metric}{{{self.label}="{self.bad}"}}[{self.seconds:.0f}s]) > 0'
+
+    def text(self, unit: str) -> str:
+        del unit
+        return f"the last {self.label} within {self.seconds / 3600:g} h was {self.bad}"
+
+
+Condition = Consecutive | CountWithin | LastWas
+
+
+@dataclass(frozen=True, slots=True)
 class AlertRule:
-    """One row: the metric watched, when it is too much, and what to do then."""
+    """One row: the metric watched, when it is too much, and what to do then.
+
+    It is watched run by run, unless what it says is not about one run.
+    """
 
     name: str
     metric: str
-    condition: Consecutive | CountWithin
+    condition: Condition
     severity: Severity
     description: str
     action: str
     receivers: tuple[str, ...]
+    per_run: bool = True
 
     @property
     def runbook(self) -> str:
@@ -108,12 +155,23 @@ def alert_rules(settings: NissaConfig) -> tuple[AlertRule, ...]:
             "reach the host before it is blended.",
             ("pagerduty",),
         ),
+        AlertRule(
+            "simic_validation_failed",
+            "pv",
+            LastWas("verdict", "failed", 86_400.0),
+            "warning",
+            "A policy did not pass its validation.",
+            "Nothing changes: it cannot be promoted, and who decided before decides on. See in the verdict which gate "
+            "it failed, and train on or give it up.",
+            ("slack",),
+            per_run=False,
+        ),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One alert of one run: firing, or cleared."""
+    """One alert of one run, or of the system where ``run`` is empty: firing, or cleared."""
 
     id: str
     name: str
@@ -153,8 +211,9 @@ class Alerts:
         rule = self._by_metric.get(point.key)
         if rule is None:
             return None
-        series = self._series.setdefault(f"{rule.name}:{run}", _Series(rule, run))
-        series.history.append((at_ns, point.value))
+        scope = run if rule.per_run else ""
+        series = self._series.setdefault(f"{rule.name}:{scope}", _Series(rule, scope))
+        series.history.append((at_ns, rule.condition.counted(point)))
         return self._evaluate(series, at_ns)
 
     def tick(self, now_ns: int) -> list[Alert]:

@@ -108,6 +108,10 @@ def _add_reading(app: FastAPI, nissa: Nissa) -> None:
     def decisions(run: str = "", limit: Annotated[int, Query(ge=1, le=400)] = 100) -> list[dict[str, Any]]:
         return list(details(run)["decisions"][:limit])
 
+    @app.get("/api/school")
+    def school() -> dict[str, Any]:
+        return nissa.school()
+
     @app.get("/api/alerts")
     def alerts() -> list[dict[str, Any]]:
         return nissa.alert_list()
@@ -142,6 +146,10 @@ def _add_pages(app: FastAPI) -> None:
     def script() -> FileResponse:
         return FileResponse(_WEB / "page.js", media_type="text/javascript")
 
+    @app.get("/school.js", include_in_schema=False)
+    def school_script() -> FileResponse:
+        return FileResponse(_WEB / "school.js", media_type="text/javascript")
+
     @app.get("/page.css", include_in_schema=False)
     def style() -> FileResponse:
         return FileResponse(_WEB / "page.css", media_type="text/css")
@@ -157,7 +165,8 @@ async def _stream(socket: WebSocket, nissa: Nissa, run: str) -> None:
                 seen = nissa.version
                 status = await asyncio.to_thread(nissa.status)
                 details = await asyncio.to_thread(nissa.run, run or status["current"] or "")
-                await socket.send_json({"status": status, "run": details})
+                school = await asyncio.to_thread(nissa.school)
+                await socket.send_json({"status": status, "run": details, "school": school})
             await asyncio.wait({listening}, timeout=_STREAM_SECONDS)
     finally:
         listening.cancel()

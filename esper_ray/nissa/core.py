@@ -44,6 +44,8 @@ class Nissa:
         self.store = store or open_store(config)
         self.metrics, self.view = Metrics(), View()
         self.alerts = Alerts(alert_rules(config.nissa))
+        # A counter that first appears with a failure in it would show Prometheus no increase.
+        self.metrics.count("pv", {"verdict": "failed"}, 0.0)
         self.ingest = Ingest(self.store, self.metrics, self.alerts, self.view)
         self.checks: dict[str, Callable[[], bool]] = {"event store": lambda: self.store.state().reachable}
         self.recovered = self.ingest.recover(since_ns=clock.now_ns() - RETENTION_DAYS * _DAY_NS)
@@ -79,6 +81,11 @@ class Nissa:
         with self.ingest.lock:
             run = self.view.runs.get(name)
             return run.details() if run else None
+
+    def school(self) -> dict[str, Any]:
+        """The trainings of policies, who was promoted, validations and refusals."""
+        with self.ingest.lock:
+            return self.view.school.details()
 
     def current(self) -> str:
         """The run that was heard of last, or an empty text."""

@@ -10,6 +10,7 @@ from esper_ray.contracts.messages import (
     EventEnvelope,
     FieldReport,
     MetricPoint,
+    PolicyUpdate,
     TelemetryEvent,
     TelemetryPacket,
 )
@@ -82,6 +83,8 @@ class Ingest:
             self._view.apply_report(message)
         elif isinstance(message, EmergencySignal):
             self._view.apply_emergency(message)
+        elif isinstance(message, PolicyUpdate):
+            self._view.school.apply_promotion(message)
 
     def _apply_telemetry(self, packet: TelemetryPacket) -> None:
         for point in packet.metrics:

@@ -1,4 +1,4 @@
-"""What the page shows, kept in memory: the runs with their curves, seeds, decisions, gates and timing.
+"""What the page shows, kept in memory: the runs with their curves, seeds, decisions, gates and timing; the school.
 
 Folded from records in the order in which they arrive; nothing here is stored.
 """
@@ -13,6 +13,7 @@ from typing import Any
 from esper_ray.contracts.budgets import BOUNDARY_MS, BOUNDARY_PARTS
 from esper_ray.contracts.enums import TelemetryLevel
 from esper_ray.contracts.messages import EmergencySignal, FieldReport, MetricPoint, TelemetryEvent, TelemetryPacket
+from esper_ray.nissa.school import SOURCE, School
 
 _RUNS_KEPT = 24
 _LISTED = 400
@@ -102,6 +103,7 @@ class View:
     """All runs that are remembered; not safe for threads, its owner locks."""
 
     def __init__(self) -> None:
+        self.school = School()
         self.runs: OrderedDict[str, RunView] = OrderedDict()
         self.backends: dict[str, str] = {}
         self.streams: dict[str, dict[str, float]] = {}
@@ -117,7 +119,9 @@ class View:
 
     def apply_telemetry(self, packet: TelemetryPacket) -> None:
         """Fold a packet in."""
-        run = self._run(packet.run, packet.timestamp_ns) if packet.run else None
+        self.school.apply_telemetry(packet)
+        of_a_model = packet.run and packet.source != SOURCE
+        run = self._run(packet.run, packet.timestamp_ns) if of_a_model else None
         for point in packet.metrics:
             self._point(run, packet.epoch, point)
         for event in packet.events:

@@ -8,37 +8,42 @@ import yaml
 from esper_ray.config import NissaConfig
 from esper_ray.contracts.messages import MetricPoint
 from esper_ray.contracts.metrics import BY_KEY, METRICS
-from esper_ray.nissa.alerts import AlertRule, Alerts, Consecutive, CountWithin, alert_rules, prometheus_rules
+from esper_ray.nissa.alerts import AlertRule, Alerts, Consecutive, CountWithin, LastWas, alert_rules, prometheus_rules
 from esper_ray.nissa.metrics import Metrics
 
 RULES = alert_rules(NissaConfig())
 SECOND = 1_000_000_000
 
 
-def provoke(rule: AlertRule) -> tuple[list[float], float]:
-    """Values that make the rule fire with the last of them, and one that does not."""
-    if isinstance(rule.condition, Consecutive):
-        return [rule.condition.limit + 0.1] * rule.condition.count, rule.condition.limit
-    return [1.0] * round(rule.condition.count), 0.0
+def provoke(rule: AlertRule) -> tuple[list[MetricPoint], MetricPoint]:
+    """Points that make the rule fire with the last of them, and one that does not."""
+    condition, metric = rule.condition, rule.metric
+    if isinstance(condition, Consecutive):
+        return [MetricPoint(metric, condition.limit + 0.1)] * condition.count, MetricPoint(metric, condition.limit)
+    if isinstance(condition, LastWas):
+        fine = {condition.label: "not " + condition.bad}
+        return [MetricPoint(metric, 1.0, {condition.label: condition.bad})], MetricPoint(metric, 1.0, fine)
+    return [MetricPoint(metric, 1.0)] * round(condition.count), MetricPoint(metric, 0.0)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_it_fires_from_its_metric_and_clears(rule: AlertRule) -> None:
     alerts = Alerts(RULES)
-    values, harmless = provoke(rule)
+    points, harmless = provoke(rule)
     changes = []
-    for number, value in enumerate(values):
-        changes.append(alerts.observe(MetricPoint(rule.metric, value), run="r", at_ns=(number + 1) * SECOND))
-    assert changes[:-1] == [None] * (len(values) - 1)
+    for number, point in enumerate(points):
+        changes.append(alerts.observe(point, run="r", at_ns=(number + 1) * SECOND))
+    assert changes[:-1] == [None] * (len(points) - 1)
     fired = changes[-1]
     assert fired is not None
-    assert (fired.name, fired.run, fired.firing, fired.since_ns) == (rule.name, "r", True, len(values) * SECOND)
+    assert (fired.name, fired.firing, fired.since_ns) == (rule.name, True, len(points) * SECOND)
+    assert fired.run == ("r" if rule.per_run else "")
     assert fired.value > 0
     assert fired.description
     assert fired.action
     assert fired.runbook.startswith("docs/runbook.md#")
-    assert alerts.observe(MetricPoint(rule.metric, values[0]), run="r", at_ns=10 * SECOND) is None, "told once"
-    alerts.observe(MetricPoint(rule.metric, harmless), run="r", at_ns=11 * SECOND)
+    assert alerts.observe(points[0], run="r", at_ns=10 * SECOND) is None, "told once"
+    alerts.observe(harmless, run="r", at_ns=11 * SECOND)
     alerts.tick(600 * SECOND)
     (ended,) = alerts.all()
     assert not ended.firing
@@ -84,8 +89,10 @@ def test_the_prometheus_rules_are_the_same_table() -> None:
         if isinstance(rule.condition, Consecutive):
             assert rule.condition.limit in BY_KEY[rule.metric].buckets, "the rule reads this bucket"
         else:
-            assert isinstance(rule.condition, CountWithin)
+            assert isinstance(rule.condition, CountWithin | LastWas)
             assert BY_KEY[rule.metric].kind == "counter"
+        if isinstance(rule.condition, LastWas):
+            assert rule.condition.label in BY_KEY[rule.metric].labels
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)

@@ -58,7 +58,7 @@ function ticks(low, high, count = 4) {
   for (let at = Math.ceil(low / step) * step; at <= high + step / 1e6; at += step) found.push(at);
   return found;
 }
-function frame(target, height, { first, last, low, high, left = 44, label = (v) => `${v}`, rows = true }) {
+function frame(target, height, { first, last, low, high, left = 44, label = (v) => `${v}`, at = (v) => `${v}`, rows = true }) {
   const width = Math.max(target.clientWidth, 240), bottom = 22, right = 12, top = 14;
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" });
   const span = Math.max(last - first, 1);
@@ -69,7 +69,7 @@ function frame(target, height, { first, last, low, high, left = 44, label = (v) 
     svg.append(shape("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, label(value)));
   }
   const shown = ticks(first, last, Math.min(12, Math.max(2, Math.floor((width - left) / 60)))).filter(Number.isInteger);
-  for (const epoch of shown) svg.append(shape("text", { x: x(epoch), y: height - 6, "text-anchor": "middle" }, epoch));
+  for (const epoch of shown) svg.append(shape("text", { x: x(epoch), y: height - 6, "text-anchor": "middle" }, at(epoch)));
   target.replaceChildren(svg);
   return { svg, x, y, width, height, left, right, top, bottom };
 }
@@ -118,14 +118,14 @@ function marks(f, run) {
     f.svg.append(explain(mark, `graft of seed ${graft.seed} in ${graft.slot}\nepoch ${graft.epoch}, step ${graft.step}, ${graft.ms} ms`));
   }
 }
-function hover(f, run, rows, text) {
+function hover(f, run, rows, text, place = (row) => `epoch ${row.epoch}`) {
   const cross = shape("line", { class: "cross", y1: f.top, y2: f.height - f.bottom, visibility: "hidden" });
   const area = shape("rect", { x: f.left, y: f.top, width: f.width - f.left - f.right, height: f.height - f.top - f.bottom, fill: "transparent" });
   area.addEventListener("pointermove", (event) => {
     const at = event.clientX - f.svg.getBoundingClientRect().left;
     const row = rows.reduce((best, next) => Math.abs(f.x(next.epoch) - at) < Math.abs(f.x(best.epoch) - at) ? next : best);
     cross.setAttribute("x1", f.x(row.epoch)); cross.setAttribute("x2", f.x(row.epoch)); cross.setAttribute("visibility", "visible");
-    tip(event, `epoch ${row.epoch}\n${text(row)}`);
+    tip(event, `${place(row)}\n${text(row)}`);
   });
   area.addEventListener("pointerleave", (event) => { cross.setAttribute("visibility", "hidden"); tip(event, ""); });
   f.svg.append(cross, area);
@@ -252,7 +252,7 @@ function alerts(status) {
     const box = el("div", { class: `alert${alert.firing ? " firing" : ""}${seen ? " seen" : ""}` });
     const state = alert.firing ? `fires since ${clock(alert.since_ns)}` : `ended at ${clock(alert.cleared_ns)}`;
     const value = `${alert.value.toFixed(1)}${alert.unit === "1" ? "" : ` ${alert.unit}`} (${alert.condition})`;
-    box.append(el("b", { class: alert.firing ? "bad" : "good" }, alert.name), el("span", {}, `${alert.run} ${state}`), el("span", {}, value));
+    box.append(el("b", { class: alert.firing ? "bad" : "good" }, alert.name), el("span", {}, `${alert.run || "the system"} ${state}`), el("span", {}, value));
     if (alert.firing && !seen) {
       const button = el("button", {}, "Acknowledge");
       button.addEventListener("click", () => acknowledge(alert.id));
@@ -286,8 +286,8 @@ $("asking").addEventListener("close", () => {
 
 function draw() {
   if (!data) return;
-  const { status, run } = data;
-  alerts(status); backends(status); table(status, run?.run); picker(status, run?.run ?? "");
+  const { status, run, school } = data;
+  alerts(status); drawSchool(school, run); backends(status); table(status, run?.run); picker(status, run?.run ?? "");
   $("state").textContent = run?.status ?? "no run yet";
   $("state").className = `pill ${!run || run.status === "running" ? "running" : ["failed", "aborted"].includes(run.status) ? "bad" : "good"}`;
   if (!run) return;
@@ -310,7 +310,8 @@ async function fetchAll() {
     const status = await (await fetch("api/status")).json();
     const name = chosen || status.current;
     const answer = name ? await fetch(`api/runs/${encodeURIComponent(name)}`) : null;
-    take({ status, run: answer?.ok ? await answer.json() : null });
+    const school = await (await fetch("api/school")).json();
+    take({ status, run: answer?.ok ? await answer.json() : null, school });
     live(true, "live (polling)");
   } catch { live(false, "Nissa does not answer; trying again"); }
 }
@@ -334,6 +335,7 @@ $("runs").addEventListener("change", (event) => choose(event.target.value));
 addEventListener("resize", () => requestAnimationFrame(draw));
 $("loss-key").classList.add("key");
 key($("loss-key"), ["validation", "training"], (name) => name === "training" ? "var(--second)" : "var(--accent)");
+key($("school-key"), ["return of the last 100 episodes", "greedy evaluation"], (name) => name === "greedy evaluation" ? "var(--second)" : "var(--accent)");
 key($("stages"), STAGES, colour);
 key($("parts"), PARTS, (name) => `var(--${name})`);
 for (const id of ["accuracy", "loss", "seeds", "boundary"]) empty($(id), "Waiting for the first epoch.");
