@@ -18,7 +18,7 @@ from esper_ray.tasks import data, hostgraph
 from esper_ray.tasks.data import DataSet
 from esper_ray.tasks.resnet import ResNetLite
 
-__all__ = ["Task", "build_task"]
+__all__ = ["Task", "assemble", "build_task"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,16 @@ class Task:
 
 
 def build_task(config: RunConfig, folder: Path, device: torch.device) -> Task:
-    """Host and data of a run. The host's birth weights are a function of the run's seed alone.
+    """Host and data of a run; see `assemble`."""
+    return assemble(config, data.load(config, folder), device)
+
+
+def assemble(config: RunConfig, dataset: DataSet, device: torch.device) -> Task:
+    """A host for data that are there. Its birth weights are a function of the run's seed alone.
 
     Raises:
         ConfigError: the host is larger than hosts may be, or the data smaller than a batch.
     """
-    dataset = data.load(config, folder)
     if len(dataset.train) < config.batch_size:
         raise ConfigError(
             f"run.batch_size is {config.batch_size}, but there are only {len(dataset.train)} training samples.",
