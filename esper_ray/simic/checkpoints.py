@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Restored:
     version: int
     learned_steps: int
     counters: Counters
+    optimizer: Mapping[str, Tensor]
 
 
 def exists(folder: Path) -> bool:
@@ -55,7 +57,7 @@ def save(
     interface: Interface,
     algo: str,
     module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Mapping[str, Tensor],
     generator: torch.Generator,
     counters: Counters,
     version: int,
@@ -63,8 +65,7 @@ def save(
 ) -> None:
     """Replace the folder's checkpoint."""
     tensors = {f"policy/{name}": tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-    for place, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{place}/{name}": torch.as_tensor(value) for name, value in state.items()}
+    tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
     tensors["generator"] = generator.get_state()
     data = safetensors.torch.save(tensors)
     name = f"checkpoint-{digest(data)[:16]}.safetensors"
@@ -93,10 +94,9 @@ def load(
     interface: Interface,
     algo: str,
     module: nn.Module,
-    optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> Restored:
-    """Put the folder's checkpoint into module, optimiser and generator.
+    """Put the folder's checkpoint into module and generator; the rest is returned.
 
     Raises:
         CheckpointError: there is none, or it is damaged, or of another environment, algorithm or network.
@@ -108,19 +108,12 @@ def load(
             remedy=f"Resume it with {card['algo']}, or train in another folder.",
         )
     _fill(folder, module, tensors)
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        kind, _, rest = key.partition("/")
-        if kind == "optimizer":
-            place, _, name = rest.partition("/")
-            state.setdefault(int(place), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     generator.set_state(tensors["generator"])
     told = card["counters"]
     told["evaluations"] = tuple((int(at), float(mean), float(dev)) for at, mean, dev in told["evaluations"])
     for name in ("recent_returns", "recent_lengths"):
         told[name] = tuple(told[name])
-    return Restored(card["version"], card["learned_steps"], Counters(**told))
+    return Restored(card["version"], card["learned_steps"], Counters(**told), _part(tensors, "optimizer/"))
 
 
 def load_policy(folder: Path, interface: Interface, module: nn.Module) -> None:
@@ -160,7 +153,7 @@ def _read(folder: Path, interface: Interface) -> tuple[dict[str, Any], dict[str,
 
 
 def _fill(folder: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    policy = {key.removeprefix("policy/"): each for key, each in tensors.items() if key.startswith("policy/")}
+    policy = _part(tensors, "policy/")
     own = module.state_dict()
     if {k: v.shape for k, v in policy.items()} != {k: v.shape for k, v in own.items()}:
         raise CheckpointError(
@@ -169,3 +162,7 @@ def _fill(folder: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
             remedy="Resume with the settings that it was made with, such as simic.hidden.",
         )
     module.load_state_dict(policy)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): each for key, each in tensors.items() if key.startswith(prefix)}

@@ -20,7 +20,7 @@ class Categoricals:
         if mask is not None:
             # Finite, so that an illegal action's log-probability has a gradient of 0 and not of NaN.
             logits = torch.where(mask, logits, torch.finfo(logits.dtype).min / 4)
-        parts = (logits,) if len(heads) == 1 else torch.split(logits, heads, dim=-1)
+        parts = (logits,) if len(heads) == 1 else torch.split(logits, list(heads), dim=-1)
         self._log_probs = [part.log_softmax(-1) for part in parts]
 
     def sample(self, generator: torch.Generator) -> Tensor:

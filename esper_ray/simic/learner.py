@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.simic import checkpoints
 from esper_ray.simic.checkpoints import Counters
+from esper_ray.simic.flat import Adam, FlatParameters
 from esper_ray.simic.gae import gae
 from esper_ray.simic.impala import impala_loss
 from esper_ray.simic.plan import TrainingPlan
@@ -53,8 +54,8 @@ class Learner:
         seed = derive_seed(plan.seed, "policy")
         self.policy = policy_for(plan.env, interface, hidden=plan.config.hidden, seed=seed)
         self._module = module_of(self.policy)
-        self._parameters = [each for each in self._module.parameters() if each.requires_grad]
-        self._optimizer = torch.optim.Adam(self._parameters, lr=plan.config.learning_rate, eps=1e-5, fused=True)
+        self._flat = FlatParameters([each for each in self._module.parameters() if each.requires_grad])
+        self._optimizer = Adam(self._flat, rate=plan.config.learning_rate)
         self._generator = torch.Generator().manual_seed(derive_seed(plan.seed, "learning"))
         self._version, self._steps = 0, 0
         if plan.initial is not None:
@@ -72,7 +73,7 @@ class Learner:
         """
         batch = joined(list(rollouts))
         share = min(1.0, self._steps / self._plan.steps) if self._config.anneal else 0.0
-        self._optimizer.param_groups[0]["lr"] = max(1e-8, self._config.learning_rate * (1.0 - share))
+        self._optimizer.rate = max(1e-8, self._config.learning_rate * (1.0 - share))
         self._steps += batch.steps
         priorities: tuple[float, ...] = ()
         if self._plan.algo == "ppo":
@@ -82,8 +83,7 @@ class Learner:
         self._version += 1
         names = list(dict.fromkeys(name for row in rows for name in row))
         means = {name: float(torch.stack([row[name] for row in rows if name in row]).mean()) for name in names}
-        rate = float(self._optimizer.param_groups[0]["lr"])
-        metrics = {**means, "learning_rate": rate, "optimizer_steps": float(len(rows))}
+        metrics = {**means, "learning_rate": self._optimizer.rate, "optimizer_steps": float(len(rows))}
         return Learned(self._version, metrics, priorities)
 
     def _ppo(self, batch: Rollout) -> Iterator[dict[str, Tensor]]:
@@ -189,12 +189,11 @@ class Learner:
         return self.policy.auxiliary_loss({key: torch.as_tensor(array)[:-1] for key, array in obs.items()}, done)
 
     def _step(self, loss: Tensor, extra: Tensor | None) -> dict[str, Tensor]:
-        self._optimizer.zero_grad(set_to_none=True)
+        self._flat.zero_grad()
         total = loss if extra is None else loss + self._config.auxiliary_weight * extra
         total.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm, foreach=True)
+        row = {"gradient_norm": self._flat.clip(self._config.clip_norm)}
         self._optimizer.step()
-        row = {"gradient_norm": norm.detach()}
         return row if extra is None else row | {"auxiliary_loss": extra.detach()}
 
     def save(self, folder: Path, counters: Counters) -> None:
@@ -204,7 +203,7 @@ class Learner:
             interface=self._interface,
             algo=self._plan.algo,
             module=self._module,
-            optimizer=self._optimizer,
+            optimizer=self._optimizer.state(),
             generator=self._generator,
             counters=counters,
             version=self._version,
@@ -225,9 +224,9 @@ class Learner:
             interface=self._interface,
             algo=self._plan.algo,
             module=self._module,
-            optimizer=self._optimizer,
             generator=self._generator,
         )
+        self._optimizer.load(dict(state.optimizer))
         self._version, self._steps = max(state.version, least_version), state.learned_steps
         return state.counters
 

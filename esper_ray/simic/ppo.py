@@ -59,6 +59,5 @@ def ppo_loss(
 
 def normalised(advantages: Tensor) -> Tensor:
     """Advantages [N] of mean 0 and deviation 1; a single one, or equal ones, become 0."""
-    centred = advantages - advantages.mean()
-    deviation = centred.square().mean().sqrt()
-    return centred / (deviation + 1e-8)
+    deviation, mean = torch.std_mean(advantages, correction=0)
+    return (advantages - mean) / (deviation + 1e-8)
