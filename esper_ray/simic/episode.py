@@ -6,9 +6,10 @@ It is a function of the task and of what is decided: no clock, no other process,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -106,6 +107,10 @@ class EpisodeResult:
     culled: int
     accuracies: tuple[float, ...]
     refused: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values, for logs and `info`."""
+        return asdict(self)
 
 
 class Episode:

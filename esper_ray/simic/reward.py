@@ -23,8 +23,8 @@ class RewardConfig:
         gamma: discount of a micro-step; the learner's must be the same.
     """
 
-    parameter_rent: float = 0.01
-    compute_rent: float = 0.02
+    parameter_rent: float = 0.004
+    compute_rent: float = 0.008
     potential_weight: float = 1.0
     gamma: float = 1.0
 

@@ -1,0 +1,170 @@
+"""`esper_ray/Morphogenesis-v0`: an episode is one short training run, an action one micro-step of a decision.
+
+An operation other than NO_OP is queued: the next observation shows it as pending, its slot closed, and nothing was
+trained. NO_OP, or the fourth command, closes the boundary: the commands are carried out, one epoch trains, and the
+reward of `reward.py` comes. After the last epoch the episode is terminated; it is never truncated.
+
+The observation holds the masks of what is legal. A head that does not apply (the slot of NO_OP, the blueprint of CULL)
+may have any value. What to do with an illegal action is the option ``illegal``: "error" raises, "no_op" counts it as
+NO_OP and says so in ``info["illegal"]``. The registered environment has "no_op", for checkers that draw blindly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.error import InvalidAction, ResetNeeded
+
+from esper_ray.config import build
+from esper_ray.contracts.budgets import MAX_COMMANDS_PER_BOUNDARY
+from esper_ray.contracts.ports import SlotSignature
+from esper_ray.karn.catalog import CATALOG
+from esper_ray.reliability.ids import derive_seed
+from esper_ray.simic import reward
+from esper_ray.simic.episode import Episode
+from esper_ray.simic.reward import RewardConfig
+from esper_ray.simic.tasks import ShortTask, SplitName, sample_task
+from esper_ray.tamiyo import actions, graph
+from esper_ray.tamiyo.actions import GERMINATE, NO_OP, OPERATIONS, SCHEDULES, Choice, Masks
+from esper_ray.tamiyo.graph import Layout, Observation
+from esper_ray.tamiyo.policy import GraphPolicy
+from esper_ray.tamiyo.view import Proposal
+
+LAYOUT = Layout(
+    layers=10, slots=3, blueprints=len(CATALOG.query(SlotSignature("conv", (16, 12, 12))).candidates), edges=9
+)
+"""The host of every episode is a `resnet-lite`, so there is room for exactly that."""
+
+
+class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
+    """Grow a model while it trains.
+
+    Args:
+        split: which part of the tasks is drawn from: "train" or "held_out".
+        task: play this one only.
+        rewards: the rents, as a `RewardConfig` or its fields.
+        folder: where data sets are kept; the configured home's by default.
+        illegal: what an illegal action does, "error" or "no_op".
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  gymnasium's own name and form
+
+    def __init__(
+        self,
+        *,
+        split: SplitName = "train",
+        task: ShortTask | Mapping[str, Any] | None = None,
+        rewards: RewardConfig | Mapping[str, Any] | None = None,
+        folder: Path | str | None = None,
+        illegal: Literal["error", "no_op"] = "error",
+        render_mode: str | None = None,
+    ) -> None:
+        if split not in ("train", "held_out") or illegal not in ("error", "no_op"):
+            raise ValueError(f"split is train or held_out, illegal is error or no_op: {split!r}, {illegal!r}")
+        self.render_mode = render_mode
+        self._split, self._illegal = split, illegal
+        self._task = task if task is None or isinstance(task, ShortTask) else ShortTask(**task)
+        self._rewards = rewards if isinstance(rewards, RewardConfig) else RewardConfig(**(rewards or {}))
+        self._folder = Path(folder) if folder is not None else build({}).home / "data"
+        self._episode: Episode | None = None
+        self._pending: list[Proposal] = []
+        self._observation: Observation = {}
+        self.observation_space = spaces.Dict(
+            {
+                name: spaces.Box(least, most, shape, dtype=kind)
+                for name, (shape, kind, least, most) in graph.shapes(LAYOUT).items()
+            }
+        )
+        self.action_space = spaces.MultiDiscrete(
+            [len(OPERATIONS), LAYOUT.slots, LAYOUT.blueprints, len(SCHEDULES)], dtype=np.int64
+        )
+
+    def make_policy(self) -> GraphPolicy:
+        """A new policy that understands this environment."""
+        return GraphPolicy()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Draw a task and train its first epoch.
+
+        Args:
+            options: ``task``, a `ShortTask` or its fields, to play that one now.
+        """
+        super().reset(seed=seed)
+        number = int(self.np_random.integers(2**31))
+        wanted = (options or {}).get("task", self._task)
+        task = wanted if wanted is None or isinstance(wanted, ShortTask) else ShortTask(**wanted)
+        self._episode = Episode(
+            task or sample_task(derive_seed("environment", number), split=self._split),
+            folder=self._folder,
+            rewards=self._rewards,
+        )
+        self._episode.open()
+        self._pending = []
+        return self._look(), self._info(task=self._episode.task.describe())
+
+    def step(
+        self, action: npt.NDArray[np.int64]
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:  # fmt: skip
+        """One micro-step.
+
+        Raises:
+            InvalidAction: the action is illegal, and ``illegal`` is "error".
+            ResetNeeded: there is no episode, or it is over.
+        """
+        episode = self._episode
+        if episode is None or episode.over:
+            raise ResetNeeded("There is no episode under way. Call reset() first.")
+        choice = _applying(action)
+        legal = self._masks().allows(choice)
+        if not legal:
+            if self._illegal == "error":
+                raise InvalidAction(
+                    f"The action {choice.indices} is not legal at epoch {episode.view.now.epoch}. "
+                    "The masks say what is: mask_operation, mask_slot and mask_blueprint of the observation."
+                )
+            choice = Choice()
+        proposal = actions.to_proposal(choice, episode.view, "")
+        if proposal is not None:
+            self._pending.append(proposal)
+        if proposal is not None and len(self._pending) < MAX_COMMANDS_PER_BOUNDARY:
+            potential = episode.potential()
+            given = reward.shaping(potential, potential, self._rewards)
+            return self._look(), given, False, False, self._info(illegal=not legal)
+        given = episode.advance(self._pending)
+        self._pending = []
+        info = self._info(illegal=not legal)
+        if episode.over:
+            info["result"] = episode.result().describe()
+        return self._look(), given, episode.over, False, info
+
+    def _look(self) -> Observation:
+        assert self._episode is not None
+        self._observation = graph.observe(self._episode.view, self._pending, LAYOUT)
+        # The caller may keep or change what he gets; the structure in it belongs to the view.
+        return {name: array.copy() for name, array in self._observation.items()}
+
+    def _masks(self) -> Masks:
+        seen = self._observation
+        return Masks(seen["mask_operation"], seen["mask_slot"], seen["mask_blueprint"])
+
+    def _info(self, **more: Any) -> dict[str, Any]:
+        assert self._episode is not None
+        legal = self._masks()
+        masks = {name: getattr(legal, name).copy() for name in Masks.__slots__}
+        return {"epoch": self._episode.view.now.epoch, "masks": masks, "illegal": False, **more}
+
+
+def _applying(action: npt.NDArray[np.int64]) -> Choice:
+    """The choice of an action, with 0 for the heads that do not apply."""
+    operation, slot, blueprint, schedule = (int(each) for each in action)
+    if operation == GERMINATE:
+        return Choice(operation, slot, blueprint, schedule)
+    return Choice() if operation == NO_OP else Choice(operation, slot)
