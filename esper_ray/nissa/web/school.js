@@ -29,7 +29,7 @@ function learning(target, training) {
   if (!values.length) return empty(target, "No episode has ended yet.");
   const pad = (Math.max(...values) - Math.min(...values)) * 0.08 || 0.05;
   const last = Math.max(training.of, training.steps, 1);
-  const f = frame(target, 240, { first: 0, last, low: Math.min(...values) - pad, high: Math.max(...values) + pad, label: figure, at: steps, left: 52 });
+  const f = frame(target, 320, { first: 0, last, low: Math.min(...values) - pad, high: Math.max(...values) + pad, label: figure, at: steps, left: 52 });
   const line = (points, style) => f.svg.append(shape("polyline", { class: `curve ${style}`, points: points.map(([at, value]) => `${f.x(at)},${f.y(value)}`).join(" ") }));
   line(training.returns, "a");
   line(training.evaluations, "b thin");
@@ -74,23 +74,25 @@ function standing(school, run) {
   if (!$("validation").hidden) interval($("validation"), last);
 }
 
-const about = (v) => v.difference === null ? "" : `difference to who decided then ${signed(v.difference)}${v.low === null || v.high === null ? "" : `, interval ${signed(v.low)} to ${signed(v.high)}`}`;
+const between = (v) => v.low === null || v.high === null ? "" : ` (${signed(v.low)} to ${signed(v.high)})`;
+const about = (v) => v.difference === null ? "" : `${signed(v.difference)}${between(v)} against who decided then`;
 
 // Where the difference lies: its interval on a line on which zero is marked.
 function interval(target, v) {
-  const width = Math.max(target.clientWidth, 200), side = 48, height = 62, line = 30;
+  const width = Math.max(target.clientWidth, 200), side = 30, height = 76, line = 32;
   const low = Math.min(v.low, 0), high = Math.max(v.high, 0);
   const x = (value) => side + ((value - low) / (high - low || 1)) * (width - 2 * side);
   const style = v.passed ? "passed" : "failed";
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": about(v) });
   svg.append(shape("line", { class: "grid", x1: 0, x2: width, y1: line, y2: line }));
-  svg.append(shape("line", { class: "zero", x1: x(0), x2: x(0), y1: line - 16, y2: line + 16 }));
+  svg.append(shape("line", { class: "zero", x1: x(0), x2: x(0), y1: line - 12, y2: line + 26 }));
   svg.append(shape("line", { class: `interval ${style}`, x1: x(v.low), x2: x(v.high), y1: line, y2: line }));
   svg.append(shape("circle", { class: `interval ${style}`, cx: x(v.difference), cy: line, r: 5 }));
-  svg.append(shape("text", { x: x(v.low) - 6, y: line + 4, "text-anchor": "end", class: "over" }, signed(v.low)));
-  svg.append(shape("text", { x: x(v.high) + 6, y: line + 4, class: "over" }, signed(v.high)));
+  svg.append(shape("text", { x: x(v.low), y: line + 18, "text-anchor": "middle", class: "over" }, signed(v.low)));
+  svg.append(shape("text", { x: x(v.high), y: line + 18, "text-anchor": "middle", class: "over" }, signed(v.high)));
   svg.append(shape("text", { x: x(v.difference), y: line - 12, "text-anchor": "middle", class: "name over" }, signed(v.difference)));
-  svg.append(shape("text", { x: x(0), y: height - 4, "text-anchor": "middle" }, "as good as who decided then"));
+  const anchor = x(0) < width / 3 ? "start" : x(0) > width * 2 / 3 ? "end" : "middle";
+  svg.append(shape("text", { x: x(0), y: height - 4, "text-anchor": anchor }, "0: as good as who decided then"));
   target.replaceChildren(explain(svg, `${v.policy}: ${about(v)}`));
 }
 
