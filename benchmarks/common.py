@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -94,8 +95,17 @@ def run(name: str, bars: Sequence[Bar], measure: Callable[[], Mapping[str, Any]]
         content = {"benchmark": name, "commit": commit(), "machine": about, "figures": figures, "bars": judged}
         if tables is not None:
             content["tables"] = tables
-        json_file.write_text(json.dumps(content, indent=1))
+        json_file.write_text(json.dumps(_finite(content), indent=1, allow_nan=False))
     sys.exit(0 if all(row["holds"] for row in judged.values()) else 1)
+
+
+def _finite(content: Any) -> Any:
+    """The same with null for infinite numbers, which JSON does not have."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _show(name: str, figures: Mapping[str, Any], judged: Mapping[str, Any], about: Mapping[str, Any]) -> None:

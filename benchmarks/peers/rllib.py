@@ -83,6 +83,5 @@ def measure(config: AlgorithmConfig, setting: Setting, *, counter: Sequence[str]
                 found = found.get(key, {})
             # An iteration that learned nothing may leave the counter out.
             steps = int(found) if found else steps
-        clock.report(steps, f"ray {ray.__version__}, gymnasium {gymnasium.__version__}")
+        clock.report(f"ray {ray.__version__}, gymnasium {gymnasium.__version__}")
         algorithm.stop()
-

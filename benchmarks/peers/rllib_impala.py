@@ -14,7 +14,11 @@ from benchmarks.peers.setting import parse
 def main() -> None:
     setting = parse(__doc__)
     config = rllib.common(IMPALAConfig(), setting).training(
-        minibatch_size=setting.minibatch, num_epochs=setting.epochs, vf_loss_coeff=0.5, entropy_coeff=0.01
+        train_batch_size_per_learner=setting.envs * setting.rollout,
+        minibatch_size=setting.envs * setting.rollout // setting.minibatches,
+        num_epochs=setting.epochs,
+        vf_loss_coeff=0.5,
+        entropy_coeff=0.01,
     )
     # Not what was sampled: fragments wait in a queue, and may be dropped there.
     rllib.measure(config, setting, counter=("learners", "__all_modules__", "num_env_steps_trained_lifetime"))

@@ -52,10 +52,9 @@ def main() -> None:
         device="cpu",
     )
     clock = Clock(setting)
-    # The clock starts where a rollout does, so whole rollouts are what can be counted.
-    rounds = -(-setting.warm_up // setting.batch) + -(-setting.steps // setting.batch)
-    model.learn(rounds * setting.batch, callback=Watch(clock))
-    clock.report(model.num_timesteps, f"{stable_baselines3.__version__}, gymnasium {gymnasium.__version__}")
+    # One rollout more than can be needed: the clock is looked at where a rollout begins, and ends the training there.
+    model.learn(setting.warm_up + setting.steps + 3 * setting.batch, callback=Watch(clock))
+    clock.report(f"{stable_baselines3.__version__}, gymnasium {gymnasium.__version__}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ _BORN = time.perf_counter()
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One measurement. A batch is ``workers * envs * rollout`` steps and is cut into ``minibatches``."""
+    """One measurement. A batch is ``workers * envs * rollout`` steps and is cut into ``minibatches``.
+
+    IMPALA learns from each worker's rollout by itself: there a batch is ``envs * rollout`` steps.
+    """
 
     env: str = "CartPole-v1"
     hidden: str = "64,64"
@@ -27,7 +30,9 @@ class Setting:
     warm_up: int = 5_000
     """Environment steps before the clock starts."""
     steps: int = 40_000
-    """Environment steps on the clock, at least."""
+    """Environment steps on the clock, at least, unless ``seconds`` come first."""
+    seconds: float = 60.0
+    """On the clock, at least; so that a slow peer does not take all day."""
     seed: int = 0
 
     @property
@@ -57,27 +62,33 @@ def parse(description: str | None) -> Setting:
 
 
 class Clock:
-    """Starts at the first look past the warm-up, and counts from there."""
+    """Starts at the first look past the warm-up, and ends at the first that has seen enough."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._start: tuple[int, float] | None = None
+        self._end: tuple[int, float] | None = None
 
     def running(self, steps: int) -> bool:
-        """Whether to go on, ``steps`` environment steps after the very first."""
-        if self._start is None and steps >= self._setting.warm_up:
-            self._start = steps, time.perf_counter()
-        return self._start is None or steps - self._start[0] < self._setting.steps
+        """Whether to go on, ``steps`` environment steps after the very first; to be asked after each update."""
+        now = steps, time.perf_counter()
+        if self._start is None:
+            self._start = now if steps >= self._setting.warm_up else None
+        elif steps - self._start[0] >= self._setting.steps or now[1] - self._start[1] >= self._setting.seconds:
+            self._end = self._end or now
+        return self._end is None
 
-    def report(self, steps: int, version: str) -> None:
+    def report(self, version: str, **more: float) -> None:
         """Print the answer; ``start_seconds`` is all that came before the clock, imports and warm-up included."""
-        assert self._start is not None
-        measured, seconds = steps - self._start[0], time.perf_counter() - self._start[1]
+        assert self._start is not None, "the warm-up was longer than all"
+        assert self._end is not None, "the clock still runs"
+        measured, seconds = self._end[0] - self._start[0], self._end[1] - self._start[1]
         answer = {
             "steps": measured,
             "seconds": seconds,
             "steps_per_s": measured / seconds,
             "start_seconds": self._start[1] - _BORN,
             "version": version,
+            **more,
         }
         print(json.dumps(answer), flush=True)

@@ -8,6 +8,8 @@ weights, Adam with epsilon 1e-5, advantages normalised in each minibatch, a clip
 
 from __future__ import annotations
 
+import itertools
+
 import gymnasium
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ GAMMA, LAMBDA, CLIP, ENTROPY, VALUE, GRADIENT_NORM = 0.99, 0.95, 0.2, 0.01, 0.5,
 def mlp(widths: list[int], outputs: int, gain: float) -> nn.Sequential:
     """Tanh layers with orthogonal weights; ``gain`` is the last layer's."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in itertools.pairwise(widths):
         layers += [_orthogonal(nn.Linear(before, after), 2**0.5), nn.Tanh()]
     return nn.Sequential(*layers, _orthogonal(nn.Linear(widths[-1], outputs), gain))
 
@@ -129,7 +131,7 @@ def main() -> None:
         with torch.no_grad():
             gains = advantages(stored, agent.value(observation), done)
         update(agent, optimizer, stored, gains, setting)
-    clock.report(steps, f"torch {torch.__version__}, gymnasium {gymnasium.__version__}")
+    clock.report(f"torch {torch.__version__}, gymnasium {gymnasium.__version__}")
 
 
 if __name__ == "__main__":
