@@ -7,6 +7,7 @@ that is promoted while it runs comes over the bus, and decides from the next bou
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -15,16 +16,16 @@ import esper_ray
 from esper_ray.config import build
 from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.learning import decode_policy_update
-from esper_ray.contracts.messages import EventEnvelope, FieldReport, MetricPoint
+from esper_ray.contracts.messages import EventEnvelope, FieldReport
 from esper_ray.contracts.ports import RunOpening
 from esper_ray.contracts.signing import load_keys
-from esper_ray.contracts.telemetry import event, publish_telemetry
 from esper_ray.errors import PolicyRefused
 from esper_ray.oona.bus import connect_consumer, connect_publisher
 from esper_ray.oona.streams import POLICY
 from esper_ray.tamiyo.controller import Tamiyo
 
 GROUP = "tamiyo"
+log = logging.getLogger(__name__)
 
 
 class TamiyoActor:
@@ -50,10 +51,7 @@ class TamiyoActor:
         try:
             self._tamiyo.offer(update)
         except PolicyRefused as fault:
-            self._tamiyo.seat.refused = str(fault)
-            point = MetricPoint("pr", 1.0, {"reason": fault.reason})
-            told = event("policy.refused", {"policy": update.policy_id, "reason": fault.reason}, message=str(fault))
-            publish_telemetry(self._publisher, "tamiyo", "", 0, [point], [told])
+            log.warning("the policy %s stays out: %s", update.policy_id, fault)
 
     def open_run(self, opening: RunOpening) -> bool:
         """See `Tamiyo.open_run`."""

@@ -12,8 +12,10 @@ from rich.console import Console
 import esper_ray
 from esper_ray import config as configuration
 from esper_ray.cli import show
+from esper_ray.cli.policy import app as policy_app
 from esper_ray.config import Config
 from esper_ray.errors import ConfigError, RunError
+from esper_ray.simic.job import app as simic_app
 
 app = typer.Typer(
     name="esper",
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 settings_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(settings_app, name="config")
+app.add_typer(policy_app, name="policy")
+app.add_typer(simic_app, name="simic")
 console = Console(highlight=False)
 _OF_THE_RUN = ("run", "optimizer", "seeds", "tamiyo")
 

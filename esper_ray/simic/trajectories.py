@@ -157,32 +157,31 @@ def rewards_of(seen: Sequence[Observation], config: RewardConfig) -> npt.NDArray
     return np.asarray(given, np.float32)
 
 
-def stack(trajectories: Sequence[Trajectory], length: int = 0) -> dict[str, npt.NDArray[np.generic]]:
-    """One batch of columns [T, B, ...], padded; ``valid`` [T, B] says which steps exist.
+def room_for(trajectories: Sequence[Trajectory]) -> Layout:
+    """The layout that holds the observations of all of them."""
+    layouts = [graph.layout_of(each.observations[0]) for each in trajectories]
+    return Layout(*(max(getattr(layout, name) for layout in layouts) for name in Layout.__slots__))
 
-    A padded step is NO_OP in a repetition of the last observation. The observation after the last step of each
-    trajectory is terminal and not needed.
+
+def item(trajectory: Trajectory, steps: int, room: Layout) -> dict[str, npt.NDArray[np.generic]]:
+    """The trajectory as an item of the replay: columns of ``steps`` rows, observations and values of one more.
+
+    What is padded is not ``valid``: NO_OP, ended, in a repetition of the last observation.
     """
-    steps = max([length, *(len(each) for each in trajectories)])
-    layouts = [graph.layout_of(seen) for each in trajectories for seen in each.observations[:1]]
-    room = Layout(*(max(getattr(layout, name) for layout in layouts) for name in Layout.__slots__))
-    columns: dict[str, npt.NDArray[np.generic]] = {}
-    for name, (shape, kind, _, _) in graph.shapes(room).items():
-        columns[f"obs/{name}"] = np.zeros((steps, len(trajectories), *shape), kind)
-    for name, kind in (("log_probs", np.float32), ("rewards", np.float32), ("values", np.float32), ("valid", np.bool_)):
-        columns[name] = np.zeros((steps, len(trajectories)), kind)
-    columns["terminated"] = np.ones((steps, len(trajectories)), np.bool_)
-    columns["actions"] = np.full((steps, len(trajectories), len(HEADS)), NO_OP, np.int64)
-    for place, each in enumerate(trajectories):
-        padded = [graph.pad(seen, room) for seen in each.observations]
-        for step in range(steps):
-            for name, array in padded[min(step, len(each) - 1)].items():
-                columns[f"obs/{name}"][step, place] = array
-        count = len(each)
-        columns["actions"][:count, place] = each.actions
-        columns["log_probs"][:count, place] = each.log_probs
-        columns["rewards"][:count, place] = each.rewards
-        columns["values"][:count, place] = each.values
-        columns["valid"][:count, place] = True
-        columns["terminated"][: count - 1, place] = False
-    return columns
+    count = len(trajectory)
+    padded = [graph.pad(seen, room) for seen in trajectory.observations]
+    padded += [padded[-1]] * (steps - count)
+    found: dict[str, npt.NDArray[np.generic]] = {
+        f"obs/{name}": np.stack([seen[name] for seen in padded]) for name in padded[0]
+    }
+    for name in ("log_probs", "rewards"):
+        found[name] = np.zeros(steps, np.float32)
+        found[name][:count] = getattr(trajectory, name)
+    found["values"] = np.zeros(steps + 1, np.float32)
+    found["values"][:count] = trajectory.values
+    found["actions"] = np.full((steps, len(HEADS)), NO_OP, np.int64)
+    found["actions"][:count] = trajectory.actions
+    found["valid"] = np.arange(steps) < count
+    found["terminated"] = np.arange(steps) >= count - 1
+    found["truncated"] = np.zeros(steps, np.bool_)
+    return found

@@ -18,7 +18,14 @@ import numpy.typing as npt
 from esper_ray.config import TamiyoConfig
 from esper_ray.contracts import codec, learning
 from esper_ray.contracts.enums import BusMessageType, SeedOperation
-from esper_ray.contracts.messages import AdaptationCommand, DecisionRecord, FieldReport, PolicyUpdate, SystemState
+from esper_ray.contracts.messages import (
+    AdaptationCommand,
+    DecisionRecord,
+    FieldReport,
+    MetricPoint,
+    PolicyUpdate,
+    SystemState,
+)
 from esper_ray.contracts.ports import (
     LAYER_STATISTICS,
     Candidate,
@@ -30,6 +37,7 @@ from esper_ray.contracts.ports import (
     SlotSignature,
 )
 from esper_ray.contracts.signing import KeyRing, Signer, Verifier
+from esper_ray.contracts.telemetry import event, publish_telemetry
 from esper_ray.errors import PolicyRefused, RunError
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 from esper_ray.reliability.ids import derive_seed
@@ -67,6 +75,8 @@ class Tamiyo:
         self._clock, self._publisher = clock, publisher
         self._observations = home / "observations" if home is not None else None
         self.seat = PolicySeat(home)
+        if self.seat.fault is not None:
+            self._tell_refusal(self.seat.promoted, self.seat.fault)
         self._signer = Signer(keys, "tamiyo", clock=clock)
         self._verifier = Verifier(keys, clock=clock)
         self._journal = Journal(journal, clock=clock)
@@ -162,6 +172,7 @@ class Tamiyo:
             if view.opening.controller != "auto":
                 raise
             self.seat.dismiss(str(fault))
+            self._tell_refusal(brain.version, fault)
             brain = self._brain(view)
             return brain, brain.steps(view)
 
@@ -210,7 +221,18 @@ class Tamiyo:
             PolicyRefused: it is damaged, foreign or illegal; the text says which, and the present one stays.
         """
         views = [view for view in list(self._views.values()) if view.states and view.opening.candidates]
-        self.seat.offer(update, views)
+        try:
+            self.seat.offer(update, views)
+        except PolicyRefused as fault:
+            self.seat.refused = str(fault)
+            self._tell_refusal(update.policy_id, fault)
+            raise
+
+    def _tell_refusal(self, policy_id: str, fault: PolicyRefused) -> None:
+        if self._publisher is not None:
+            point = MetricPoint("pr", 1.0, {"reason": fault.reason})
+            told = event("policy.refused", {"policy": policy_id, "reason": fault.reason}, message=str(fault))
+            publish_telemetry(self._publisher, "tamiyo", "", 0, [point], [told], clock=self._clock)
 
     def _take_in(self, view: RunView, state: SystemState, statistics: npt.NDArray[np.float32] | None) -> bool:
         """Add a state to the view, and close the observation windows that end with it; False if it is there already."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from esper_ray.contracts.messages import PolicyUpdate
-from esper_ray.errors import EsperError, PolicyRefused
+from esper_ray.errors import PolicyRefused
 from esper_ray.reliability import atomic
 from esper_ray.tamiyo.brains import LearnedBrain
 from esper_ray.tamiyo.view import RunView
@@ -40,22 +40,28 @@ def note_promotion(home: Path, update: PolicyUpdate) -> None:
 
 
 class PolicySeat:
-    """Holds the policy that decides, the one before it, and one that was offered. Safe for threads."""
+    """Holds the policy that decides, the one before it, and one that was offered. Safe for threads.
+
+    Attributes:
+        fault: why the promoted policy could not be taken at the start, None where it could.
+    """
 
     def __init__(self, home: Path | None) -> None:
         self._home, self._lock = home, threading.Lock()
         self.current: LearnedBrain | None = None
         self.previous: LearnedBrain | None = None
-        self.refused = ""
+        self.refused, self.promoted = "", HEURISTIC
+        self.fault: PolicyRefused | None = None
         self._offered: tuple[LearnedBrain | None] | None = None
         self._pinned: dict[str, LearnedBrain] = {}
         past = promotions(home) if home is not None else []
         if past:
+            self.promoted = past[-1].policy_id
             try:
                 self.offer(past[-1], ())
                 self.take_over()
-            except EsperError as fault:
-                self.refused = str(fault)
+            except PolicyRefused as fault:
+                self.refused, self.fault = str(fault), fault
                 log.warning("the promoted policy cannot be used, the heuristic decides: %s", fault)
 
     def offer(self, update: PolicyUpdate, views: Sequence[RunView]) -> None:

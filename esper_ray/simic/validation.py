@@ -1,0 +1,212 @@
+"""What a policy must show before a person may promote it: a row of gates, each with the figures it rested on.
+
+The last gate plays held-out tasks twice, with the policy and with whoever decides now, paired by task and seed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from esper_ray.config import Config
+from esper_ray.contracts.budgets import DECIDE_MS
+from esper_ray.errors import PolicyRefused
+from esper_ray.reliability.ids import derive_seed
+from esper_ray.reliability.intervals import interval
+from esper_ray.simic import comparison, registry
+from esper_ray.tamiyo import graph, policy_store
+from esper_ray.tamiyo.actions import Choice, Masks
+from esper_ray.tamiyo.graph import Layout, Observation
+from esper_ray.tamiyo.policy import GraphPolicy
+from esper_ray.tamiyo.seat import HEURISTIC, promotions
+
+LAYOUT = Layout(layers=10, slots=3, blueprints=45, edges=9)
+HOP_MS = 3.0
+"""Set aside of Tamiyo's budget for the way there and back."""
+STEPS = 5
+"""Micro-steps that one boundary may take: four commands and the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One gate's verdict."""
+
+    name: str
+    passed: bool
+    figures: dict[str, float]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What validating a policy found. ``digest`` ties it to the artifact as it was."""
+
+    policy_id: str
+    digest: str
+    incumbent: str
+    passed: bool
+    gates: tuple[Gate, ...]
+    figures: dict[str, float]
+    episodes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def validate(
+    config: Config,
+    policy_id: str,
+    *,
+    count: int,
+    margin: float,
+    on_gate: Callable[[Gate], None] = lambda _: None,
+    on_episode: Callable[[int, int], None] = lambda _done, _of: None,
+) -> Verdict:
+    """Try the policy at each gate, stop at the first that it fails, and keep the verdict beside it.
+
+    Args:
+        count: paired episodes on held-out tasks.
+        margin: how much less than the incumbent's its mean return may be, at the low end of the 95 % interval.
+
+    Raises:
+        PolicyRefused: there is no such policy.
+    """
+    row = registry.find(config.home, policy_id)
+    gates: list[Gate] = []
+    for gate in _gates(config, row.policy_id, count, margin, on_episode):
+        gates.append(gate)
+        on_gate(gate)
+        if not gate.passed:
+            break
+    verdict = Verdict(
+        policy_id=row.policy_id,
+        digest=row.digest,
+        incumbent=incumbent_of(config.home),
+        passed=all(gate.passed for gate in gates),
+        gates=tuple(gates),
+        figures={name: value for gate in gates for name, value in gate.figures.items()},
+        episodes=count,
+    )
+    registry.note_validation(config.home, row.policy_id, verdict.as_dict())
+    return verdict
+
+
+def incumbent_of(home: Path) -> str:
+    """Who decides now: the promoted policy's id, or "heuristic"."""
+    past = promotions(home)
+    return past[-1].policy_id if past else HEURISTIC
+
+
+def _gates(
+    config: Config, policy_id: str, count: int, margin: float, on_episode: Callable[[int, int], None]
+) -> Iterator[Gate]:
+    try:
+        policy, _ = policy_store.load(config.home, policy_id)
+    except PolicyRefused as fault:
+        yield Gate("loads", False, {}, str(fault))
+        return
+    yield Gate("loads", True, {"parameters": float(sum(p.numel() for p in policy.parameters()))})
+    policy.eval()
+    yield legal_gate("masks", policy, ordinary(seed=1, count=200))
+    yield legal_gate("chaos", policy, chaos(seed=2, count=60))
+    yield latency_gate(policy)
+    yield paired_gate(config, policy_id, count, margin, on_episode)
+
+
+def ordinary(seed: int, count: int) -> Iterator[Observation]:
+    """Observations with features of order 1 and random masks, NO_OP always legal."""
+    random = np.random.default_rng(seed)
+    for _ in range(count):
+        yield _observation(random, lambda shape: random.normal(0.0, 1.0, shape))
+
+
+def chaos(seed: int, count: int) -> Iterator[Observation]:
+    """Observations no run would send: all features at their least or greatest value, or all zero."""
+    random = np.random.default_rng(seed)
+    fills: Sequence[Callable[[tuple[int, ...]], Any]] = (
+        lambda shape: np.full(shape, 50.0),
+        lambda shape: np.full(shape, -50.0),
+        lambda shape: random.choice([-50.0, 50.0], shape),
+        np.zeros,
+    )
+    for number in range(count):
+        yield _observation(random, fills[number % len(fills)])
+
+
+def _observation(random: np.random.Generator, fill: Callable[[tuple[int, ...]], Any]) -> Observation:
+    found: Observation = {}
+    for name, (shape, kind, least, most) in graph.shapes(LAYOUT).items():
+        if kind is np.float32:
+            found[name] = np.clip(fill(shape), least, most).astype(np.float32)
+        elif kind is np.int64:
+            found[name] = random.integers(int(least), min(int(most), 50) + 1, shape)
+    blueprint = random.integers(0, 2, (LAYOUT.slots, LAYOUT.blueprints)).astype(np.int8)
+    slot = random.integers(0, 2, (4, LAYOUT.slots)).astype(np.int8)
+    slot[0], slot[1] = 0, slot[1] & blueprint.any(axis=1)
+    operation: npt.NDArray[np.int8] = np.asarray(slot.any(axis=1), np.int8)
+    operation[0] = 1
+    return {**found, "mask_blueprint": blueprint, "mask_slot": slot, "mask_operation": operation}
+
+
+def legal_gate(name: str, policy: GraphPolicy, seen: Iterator[Observation]) -> Gate:
+    """Whether all that it does, drawn and greedy, is legal, and all that it says is finite."""
+    tried = 0
+    for observation in seen:
+        legal = Masks(observation["mask_operation"], observation["mask_slot"], observation["mask_blueprint"])
+        tensors = {key: torch.from_numpy(array).unsqueeze(0) for key, array in observation.items()}
+        for greedy in (False, True):
+            generator = torch.Generator().manual_seed(derive_seed("validation", name, tried))
+            with torch.inference_mode():
+                acted = policy.act(tensors, generator=generator, greedy=greedy)
+            choice = Choice(*(int(index) for index in acted.actions[0]))
+            if not legal.allows(choice):
+                return Gate(name, False, {f"{name}_tried": tried}, f"it chose {choice.indices}, which was not legal")
+            if not bool(torch.isfinite(acted.values).all() and torch.isfinite(acted.log_probs).all()):
+                return Gate(name, False, {f"{name}_tried": tried}, "a value or a probability is not finite")
+            tried += 1
+    return Gate(name, True, {f"{name}_tried": tried})
+
+
+def latency_gate(policy: GraphPolicy) -> Gate:
+    """Whether the longest boundary fits into the budget: five passes over a graph of the demo's size, p99 of 200."""
+    observation = next(ordinary(seed=3, count=1))
+    tensors = {key: torch.from_numpy(array).unsqueeze(0) for key, array in observation.items()}
+    generator, taken = torch.Generator().manual_seed(0), []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            for _ in range(220):
+                start = time.perf_counter()
+                policy.act(tensors, generator=generator, greedy=True)
+                taken.append((time.perf_counter() - start) * 1e3)
+    finally:
+        torch.set_num_threads(threads)
+    p99 = STEPS * float(np.percentile(taken[20:], 99))
+    limit = DECIDE_MS.limit - HOP_MS
+    reason = "" if p99 <= limit else f"{p99:.1f} ms for {STEPS} passes are more than {limit:g}"
+    return Gate("latency", p99 <= limit, {"latency_p99_ms": p99}, reason)
+
+
+def paired_gate(
+    config: Config, policy_id: str, count: int, margin: float, on_episode: Callable[[int, int], None]
+) -> Gate:
+    """Whether it is surely not worse than who decides now, by more than the margin, on tasks it never saw."""
+    incumbent = comparison.brain_of(config.home, incumbent_of(config.home))
+    policy = comparison.brain_of(config.home, policy_id)
+    differences = []
+    for number in range(count):
+        ours, theirs = (comparison.play(config, brain, number).reward for brain in (policy, incumbent))
+        differences.append(ours - theirs)
+        on_episode(number + 1, count)
+    found = interval(differences)
+    reason = "" if found.low > -margin else f"against {incumbent.version}: {found}, the margin is {margin:g}"
+    figures = {"difference": found.mean, "difference_low": found.low, "difference_high": found.high}
+    return Gate("paired", found.low > -margin, figures, reason)
