@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import gymnasium
 import numpy as np
@@ -24,17 +24,21 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from esper_ray.config import build
 from esper_ray.contracts.budgets import MAX_COMMANDS_PER_BOUNDARY
 from esper_ray.contracts.ports import SlotSignature
+from esper_ray.errors import EnvironmentRefused
 from esper_ray.karn.catalog import CATALOG
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.simic import reward
 from esper_ray.simic.episode import Episode
+from esper_ray.simic.registration import MORPHOGENESIS
 from esper_ray.simic.reward import RewardConfig
-from esper_ray.simic.tasks import ShortTask, SplitName, sample_task
+from esper_ray.simic.tasks import SPLITS, ShortTask, SplitName, sample_task
 from esper_ray.tamiyo import actions, graph
 from esper_ray.tamiyo.actions import GERMINATE, NO_OP, OPERATIONS, SCHEDULES, Choice, Masks
 from esper_ray.tamiyo.graph import Layout, Observation
 from esper_ray.tamiyo.policy import GraphPolicy
 from esper_ray.tamiyo.view import Proposal
+
+T = TypeVar("T")
 
 LAYOUT = Layout(
     layers=10, slots=3, blueprints=len(CATALOG.query(SlotSignature("conv", (16, 12, 12))).candidates), edges=9
@@ -51,6 +55,9 @@ class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
         rewards: the rents, as a `RewardConfig` or its fields.
         folder: where data sets are kept; the configured home's by default.
         illegal: what an illegal action does, "error" or "no_op".
+
+    Raises:
+        EnvironmentRefused: an option has a value that it cannot have.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  gymnasium's own name and form
@@ -65,12 +72,10 @@ class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
         illegal: Literal["error", "no_op"] = "error",
         render_mode: str | None = None,
     ) -> None:
-        if split not in ("train", "held_out") or illegal not in ("error", "no_op"):
-            raise ValueError(f"split is train or held_out, illegal is error or no_op: {split!r}, {illegal!r}")
         self.render_mode = render_mode
-        self._split, self._illegal = split, illegal
-        self._task = task if task is None or isinstance(task, ShortTask) else ShortTask(**task)
-        self._rewards = rewards if isinstance(rewards, RewardConfig) else RewardConfig(**(rewards or {}))
+        self._split, self._illegal = _one_of("split", split, SPLITS), _one_of("illegal", illegal, ("error", "no_op"))
+        self._task = None if task is None else _made(ShortTask, task)
+        self._rewards = _made(RewardConfig, rewards or {})
         self._folder = Path(folder) if folder is not None else build({}).home / "data"
         self._episode: Episode | None = None
         self._pending: list[Proposal] = []
@@ -96,16 +101,16 @@ class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
 
         Args:
             options: ``task``, a `ShortTask` or its fields, to play that one now.
+
+        Raises:
+            EnvironmentRefused: such a task there is not.
         """
         super().reset(seed=seed)
         number = int(self.np_random.integers(2**31))
         wanted = (options or {}).get("task", self._task)
-        task = wanted if wanted is None or isinstance(wanted, ShortTask) else ShortTask(**wanted)
-        self._episode = Episode(
-            task or sample_task(derive_seed("environment", number), split=self._split),
-            folder=self._folder,
-            rewards=self._rewards,
-        )
+        drawn = sample_task(derive_seed("environment", number), split=self._split)
+        task = drawn if wanted is None else _made(ShortTask, wanted)
+        self._episode = Episode(task, folder=self._folder, rewards=self._rewards)
         self._episode.open()
         self._pending = []
         return self._look(), self._info(task=self._episode.task.describe())
@@ -160,6 +165,29 @@ class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
         legal = self._masks()
         masks = {name: getattr(legal, name).copy() for name in Masks.__slots__}
         return {"epoch": self._episode.view.now.epoch, "masks": masks, "illegal": False, **more}
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    if value not in allowed:
+        raise EnvironmentRefused(
+            f"{MORPHOGENESIS} has no {name} {value!r}.", remedy=f"Use {' or '.join(map(str, allowed))}."
+        )
+    return value
+
+
+def _made(kind: type[T], value: T | Mapping[str, Any]) -> T:
+    """What was given, or made from the fields that were given."""
+    if isinstance(value, kind):
+        return value
+    try:
+        return kind(**value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        fields = ", ".join(getattr(kind, "__slots__", ()))
+        raise EnvironmentRefused(
+            f"{MORPHOGENESIS} cannot make a {kind.__name__} of {value}.",
+            why=f"{error}.",
+            remedy=f"Its fields: {fields}.",
+        ) from None
 
 
 def _applying(action: npt.NDArray[np.int64]) -> Choice:

@@ -29,7 +29,8 @@ class RewardConfig:
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.parameter_rent, self.compute_rent, self.potential_weight) < 0.0 or not 0.0 < self.gamma <= 1.0:
+        priced = all(each >= 0.0 for each in (self.parameter_rent, self.compute_rent, self.potential_weight))
+        if not (priced and 0.0 < self.gamma <= 1.0):
             raise ValueError(f"rents and weight are not below 0, and gamma is above 0 and at most 1: {self}")
 
 

@@ -26,8 +26,9 @@ from esper_ray.tasks import data
 from esper_ray.tasks.data import DataSet, Split
 
 SplitName = Literal["train", "held_out"]
+SPLITS: tuple[SplitName, ...] = ("train", "held_out")
 
-TRAIN_WIDTHS, HELD_OUT_WIDTHS = (4, 6, 12), (8,)
+TRAIN_WIDTHS, HELD_OUT_WIDTHS = (4, 6, 10), (8,)
 TRAIN_DIFFICULTIES, HELD_OUT_DIFFICULTIES = (0.3, 0.5, 0.9), (0.7, 1.1)
 CLASSES = (6, 12, 20)
 TRAIN_SAMPLES = (256, 800)
@@ -37,10 +38,12 @@ LEARNING_RATES = (5e-3, 1e-2, 2e-2)
 DIGITS_SHARE = 0.15
 
 BATCH = 32
-VALIDATION_SAMPLES = 400
-MAX_PARAMETERS = 60_000
-"""The limit of a model: the largest host has room for strong blocks in two of its slots, not in all three."""
-_POOL = {"train": 4000, "validation": 2500}
+MEASURED_STEPS = 3
+"""The host's cost is measured in its third step, and everything else is told as a ratio to it."""
+VALIDATION_SAMPLES = 320
+MAX_PARAMETERS = 40_000
+"""The limit of a model: the largest hosts have no room for the strongest block in every slot."""
+_POOL = {"train": 4000, "validation": 2000}
 _TEST_POOL = 32
 
 
@@ -54,6 +57,9 @@ class ShortTask:
         width: channels of the host's first stage.
         steps: in each of the ``epochs``, of 32 samples.
         seed: names the classes, the samples and all random draws of the run.
+
+    Raises:
+        ValueError: the data set is unknown, or too few classes, samples, epochs or steps.
     """
 
     dataset: Literal["glyphs", "digits"]
@@ -65,6 +71,14 @@ class ShortTask:
     steps: int
     learning_rate: float
     seed: int
+
+    def __post_init__(self) -> None:
+        if self.dataset not in ("glyphs", "digits"):
+            raise ValueError(f"there is no data set {self.dataset!r}")
+        least = {"classes": 2, "train_samples": BATCH, "epochs": 2, "steps": MEASURED_STEPS, "seed": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} is {getattr(self, name)}, below {bound}")
 
     @property
     def held_out(self) -> bool:
@@ -118,8 +132,8 @@ def sample_task(seed: int, *, split: SplitName = "train") -> ShortTask:
     Raises:
         ValueError: there is no such part.
     """
-    if split not in ("train", "held_out"):
-        raise ValueError(f"{split!r} is no part of the tasks: train or held_out")
+    if split not in SPLITS:
+        raise ValueError(f"{split!r} is none of {SPLITS}")
     draw = random.Random(derive_seed("short task", split, seed))
     digits = draw.random() < DIGITS_SHARE
     difficulty, width = draw.choice(_regions(split, digits=digits))
