@@ -186,7 +186,8 @@ class Learner:
     ) -> Tensor | None:
         """The policy's own loss on a sequence; a reset step separates episodes just as an end does."""
         done = torch.from_numpy((batch.terminated | batch.truncated | ~batch.valid)[:, places])
-        return self.policy.auxiliary_loss({key: torch.as_tensor(array)[:-1] for key, array in obs.items()}, done)
+        tensors = {key: _tensor(each) if isinstance(each, np.ndarray) else each for key, each in obs.items()}
+        return self.policy.auxiliary_loss({key: each[:-1] for key, each in tensors.items()}, done)
 
     def _step(self, loss: Tensor, extra: Tensor | None) -> dict[str, Tensor]:
         self._flat.zero_grad()
@@ -195,6 +196,16 @@ class Learner:
         row = {"gradient_norm": self._flat.clip(self._config.clip_norm)}
         self._optimizer.step()
         return row if extra is None else row | {"auxiliary_loss": extra.detach()}
+
+    def adopt(self, weights: Weights, *, version: int, steps: int) -> None:
+        """Go on from these weights, when later ones than the checkpoint's are known.
+
+        Args:
+            version: of the weights from now on.
+            steps: learned so far.
+        """
+        weights.put_into(self.policy)
+        self._version, self._steps = version, steps
 
     def save(self, folder: Path, counters: Counters) -> None:
         """Write everything to a training's folder."""
@@ -210,11 +221,8 @@ class Learner:
             learned_steps=self._steps,
         )
 
-    def load(self, folder: Path, *, least_version: int = 0) -> Counters:
+    def load(self, folder: Path) -> Counters:
         """Go on from a training's folder.
-
-        Args:
-            least_version: of the weights, so that versions never go back while others know later ones.
 
         Raises:
             CheckpointError: there is none, or it is damaged, or of another environment or algorithm.
@@ -227,7 +235,7 @@ class Learner:
             generator=self._generator,
         )
         self._optimizer.load(dict(state.optimizer))
-        self._version, self._steps = max(state.version, least_version), state.learned_steps
+        self._version, self._steps = state.version, state.learned_steps
         return state.counters
 
 

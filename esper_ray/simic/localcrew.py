@@ -31,10 +31,15 @@ def replay_for(plan: TrainingPlan) -> Replay:
     return Replay(max_bytes=config.replay_mb * 2**20, max_seconds=config.replay_seconds, seed=plan.seed)
 
 
-def keep(replay: Replay, rollout: Rollout, source: str) -> None:
+def keep(replay: Replay, rollout: Rollout) -> None:
     """Put a rollout's segments into the replay."""
     for segment in segments(rollout):
-        replay.add(segment, Provenance(f"{source}/worker-{rollout.worker}", rollout.version))
+        replay.add(segment, Provenance(f"worker-{rollout.worker}", rollout.version))
+
+
+def drawn(replay: Replay, count: int) -> Sample | None:
+    """Segments to learn from once more, if there are enough."""
+    return replay.sample(count) if len(replay) >= count else None
 
 
 class LocalCrew:
@@ -98,15 +103,14 @@ class LocalCrew:
         return Collected(rollout.summary(), rollout)
 
     def _learn(self, rollouts: Sequence[Rollout]) -> Updated:
-        learned = self._learner.learn(rollouts, self._replayed(len(rollouts)))
+        replayed = self._replayed(len(rollouts))
         if self._replay is not None:
             for rollout in rollouts:
-                keep(self._replay, rollout, str(self._plan.seed))
+                keep(self._replay, rollout)
+        learned = self._learner.learn(rollouts, replayed)
+        if self._replay is not None and replayed is not None:
+            self._replay.update(replayed.ids, learned.priorities)
         return Updated(learned, self._learner.weights())
 
     def _replayed(self, rollouts: int) -> Sample | None:
-        """Segments to learn from once more, if there are enough."""
-        count = self._plan.replayed * rollouts
-        if self._replay is None or len(self._replay) < count:
-            return None
-        return self._replay.sample(count)
+        return None if self._replay is None else drawn(self._replay, self._plan.replayed * rollouts)
