@@ -87,7 +87,7 @@ def validate(
 ) -> None:
     """Put a policy through the gates that it must pass before it can be promoted.
 
-    It must load, be legal and finite on ordinary and absurd inputs, be fast, and not be worse on held-out tasks than who
+    It must load, be legal and finite on ordinary and absurd inputs, be fast, and not worse on held-out tasks than who
     decides now, by more than the margin.
     """
     import torch

@@ -105,7 +105,7 @@ def _plan(
     if workers is not None:
         chosen = chosen.model_copy(update={"workers": workers})
     title = name or new_run_id(f"{algo}-{env.rpartition('/')[2].removesuffix('-v0').removesuffix('-v1').lower()}")
-    options = {"data": str(config.home / "data")} if env == MORPHOGENESIS else {}
+    options = {"folder": str(config.home / "data"), "illegal": "error"} if env == MORPHOGENESIS else {}
     return TrainingPlan(
         env=EnvChoice(env, options),
         algo=algo,  # type: ignore[arg-type]
