@@ -1,6 +1,7 @@
-"""Makes the environments of this room known to gymnasium; importing nothing but gymnasium's registry.
+"""Makes the environment of this room known to gymnasium, which has no entry points for that since its version 1.0.
 
-It is called when `esper_ray.simic` is imported, and by gymnasium itself through the entry point ``gymnasium.envs``.
+It is called when `esper_ray.simic` is imported; ``gymnasium.make("esper_ray.simic:esper_ray/Morphogenesis-v0")`` does
+that by itself. The environment, and torch with it, is loaded when one is made.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def test_an_episode_that_is_over_takes_no_more_decisions(tmp_path):
 
 def test_gymnasium_finds_it_by_its_id_and_its_checker_has_nothing_to_say(tmp_path):
     short = replace(TINY, epochs=3, steps=3)
-    env = gymnasium.make(MORPHOGENESIS, task=short.describe(), folder=str(tmp_path))
+    env = gymnasium.make(f"esper_ray.simic:{MORPHOGENESIS}", task=short.describe(), folder=str(tmp_path))
     check_env(env.unwrapped)
 
 
