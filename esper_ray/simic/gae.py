@@ -36,8 +36,8 @@ def gae(
         truncated: bool [T, B], the episode was cut off: its value goes on, the recursion does not.
     """
     deltas = rewards + gamma * next_values * ~terminated - values
-    carry = (gamma * lambda_) * ~(terminated | truncated)
-    advantages = backward_sums(deltas, carry.to(deltas.dtype))
+    carry = gamma * lambda_ * (~(terminated | truncated)).to(deltas.dtype)
+    advantages = backward_sums(deltas, carry)
     return Advantages(advantages, advantages + values)
 
 
