@@ -1,14 +1,10 @@
-"""Reads an observation into one vector for each slot, each blueprint and the run as a whole.
-
-Everything about a run that does not change from boundary to boundary, which is who is connected with whom, is worked
-out once and kept; a single observation then costs about as much as its matrix products.
-"""
+"""Reads observations into one vector for each slot, for each blueprint and for the run as a whole."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +16,6 @@ from esper_ray.tamiyo.layers import GatLayer, SageLayer, Structure, structure
 Tensors = Mapping[str, Tensor]
 IDENTITIES = 64
 """Blueprints that have an embedding of their own; larger numbers share them."""
-
-_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +46,17 @@ class GraphEncoder(nn.Module):
         self.graph_layers = nn.ModuleList(
             [SageLayer(width), SageLayer(width), GatLayer(width, heads), GatLayer(width, heads)]
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(1 + len(self.graph_layers)))
-        self._structures: dict[tuple[object, ...], Structure] = {}
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in self.graph_layers)
+        self.norm = nn.LayerNorm(width)
+
+    def stack(self) -> list[tuple[SageLayer | GatLayer, nn.LayerNorm]]:
+        """The layers, each with its norm."""
+        pairs = zip(self.graph_layers, self.norms, strict=True)
+        return [cast(tuple[SageLayer | GatLayer, nn.LayerNorm], pair) for pair in pairs]
 
     def forward(self, observations: Tensors) -> Reading:
         """A batch of N observations of one layout, as `tamiyo.graph.shapes` has them."""
-        edges = self._structure(observations)
+        edges = structure_of(observations)
         kind = self.run.weight.dtype
         nodes = torch.cat(
             [
@@ -68,8 +67,8 @@ class GraphEncoder(nn.Module):
                 self.run(observations["global"].to(kind)),
             ]
         )
-        nodes = self.norms[0](nodes)
-        for layer, norm in zip(self.graph_layers, itertools.islice(self.norms, 1, None), strict=True):
+        nodes = self.norm(nodes)
+        for layer, norm in self.stack():
             nodes = norm(nodes + functional.relu(layer(nodes, edges)))
         _, slots, blueprints, run = nodes.split(edges.counts)
         slots = slots.view(len(run), -1, slots.shape[1])
@@ -78,28 +77,6 @@ class GraphEncoder(nn.Module):
         mean = (slots * there).sum(1) / there.sum(1).clamp_min(1.0)
         most = (slots.relu() * there).amax(1)
         return Reading(slots, blueprints.view(len(run), -1, slots.shape[2]), torch.cat([run, mean, most], dim=1))
-
-    def _structure(self, observations: Tensors) -> Structure:
-        if len(observations["global"]) > 1:
-            return structure_of(observations)
-        device = observations["global"].device
-        key = (
-            device,
-            *(observations[name].shape for name in ("layers", "slots", "candidates", "layer_edges")),
-            *(observations[name].cpu().numpy().tobytes() for name in ("layer_edges", "slot_layer")),
-            *(
-                (observations[name][..., 0] > 0).cpu().numpy().tobytes()
-                for name in ("layers", "slots", "blueprints", "candidates")
-            ),
-        )
-        found = self._structures.get(key)
-        if found is None:
-            if len(self._structures) >= _KEPT:
-                self._structures.clear()
-            # Kept for training too, which tensors made in inference mode are not allowed to serve.
-            with torch.inference_mode(False), torch.no_grad():
-                found = self._structures[key] = structure_of(observations)
-        return found
 
 
 def structure_of(observations: Tensors) -> Structure:

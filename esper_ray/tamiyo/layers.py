@@ -38,7 +38,9 @@ EDGE_TYPES: tuple[tuple[str, str, str, str], ...] = (
 )
 """(source's type, the port it leaves by, target's type, the port it enters by)."""
 
-_LEAK = 0.2
+PORT_COUNTS = tuple(len(PORTS[name]) for name in NODE_TYPES)
+LEAK = 0.2
+"""Slope of the attention's leaky ReLU below 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +74,12 @@ def structure(counts: tuple[int, ...], edges: dict[tuple[str, str, str, str], Te
         edges: for some of `EDGE_TYPES` int64 [2, E]: source and target, numbered within their types.
     """
     first_node = dict(zip(NODE_TYPES, itertools.accumulate((0, *counts)), strict=False))
-    sizes = [count * len(PORTS[name]) for name, count in zip(NODE_TYPES, counts, strict=True)]
+    sizes = [count * ports for count, ports in zip(counts, PORT_COUNTS, strict=True)]
     first_row = dict(zip(NODE_TYPES, itertools.accumulate((0, *sizes)), strict=False))
     device = next((pair.device for pair in edges.values()), None)
     own = [
-        torch.arange(first_row[name], first_row[name] + size, len(PORTS[name]), device=device)
-        for name, size in zip(NODE_TYPES, sizes, strict=True)
+        torch.arange(first_row[name], first_row[name] + size, ports, device=device)
+        for name, size, ports in zip(NODE_TYPES, sizes, PORT_COUNTS, strict=True)
     ]
     source, target, port = [], [], []
     for (from_type, leaves, to_type, enters), pair in edges.items():
@@ -116,11 +118,12 @@ class TypedLinear(nn.Module):
     def block(self, node_type: str, port: str) -> Tensor:
         """[O, D], the matrix of one port."""
         place = PORTS[node_type].index(port) * self.outputs
-        return self.weights[NODE_TYPES.index(node_type)][place : place + self.outputs]
+        found: Tensor = self.weights[NODE_TYPES.index(node_type)][place : place + self.outputs]
+        return found
 
     def forward(self, nodes: Tensor, counts: tuple[int, ...]) -> Tensor:
         """[M, D] to the rows of all ports, [R, O]."""
-        parts = zip(nodes.split(counts), self.weights, strict=True)
+        parts = zip(torch.split(nodes, list(counts)), self.weights, strict=True)
         return torch.cat([functional.linear(part, weight).view(-1, self.outputs) for part, weight in parts])
 
 
@@ -138,7 +141,7 @@ class SageLayer(nn.Module):
 
     def forward(self, nodes: Tensor, edges: Structure) -> Tensor:
         """[M, D] to [M, D]; the mean over no neighbours is 0."""
-        rows = self.linear(nodes, edges.counts)
+        rows: Tensor = self.linear(nodes, edges.counts)
         heard = rows.index_select(0, edges.source) * edges.share
         return rows.index_select(0, edges.own).index_add(0, edges.target, heard)
 
@@ -164,10 +167,10 @@ class GatLayer(nn.Module):
     def forward(self, nodes: Tensor, edges: Structure) -> Tensor:
         """[M, D] to [M, D]; a node without neighbours hears nothing."""
         width, heads = self.width, self.heads
-        rows = self.linear(nodes, edges.counts)
+        rows: Tensor = self.linear(nodes, edges.counts)
         read = rows.index_select(0, edges.source)
         asked = rows[:, width + heads :].index_select(0, edges.port)
-        scores = functional.leaky_relu(read[:, width : width + heads] + asked, _LEAK)
+        scores = functional.leaky_relu(read[:, width : width + heads] + asked, LEAK)
         weights = segment_softmax(scores, edges.port, edges.rows)
         heard = (read[:, :width].view(-1, heads, width // heads) * weights.unsqueeze(2)).view(-1, width)
         return rows[:, :width].index_select(0, edges.own).index_add(0, edges.target, heard)

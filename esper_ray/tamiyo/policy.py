@@ -7,7 +7,7 @@ that one policy serves hosts and catalogues of any size. A head that does not ap
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,12 @@ from torch.nn import functional
 from esper_ray.tamiyo import graph
 from esper_ray.tamiyo.actions import GERMINATE, HEADS, NO_OP, OPERATIONS, SCHEDULES
 from esper_ray.tamiyo.encoder import GraphEncoder, Reading, Tensors
+from esper_ray.tamiyo.single import HUGE, Decided, Single, small
 
 RISK_THRESHOLDS = (0.02, 0.05, 0.15, 0.5)
-"""Relative rise of the validation loss from one boundary to the next, from which it is YELLOW, ORANGE, RED, CRITICAL."""
+"""Relative rise of the validation loss from boundary to boundary that makes it YELLOW, ORANGE, RED, CRITICAL."""
 
 _EPOCH, _LOSS_RISE = graph.GLOBAL_FEATURES.index("epoch"), graph.GLOBAL_FEATURES.index("loss_rise")
-_HUGE = 1e30
 
 Pick = Callable[[int, Tensor], Tensor]
 
@@ -38,7 +38,7 @@ class GraphPolicyConfig:
             cull nearly every seed before it could be judged.
     """
 
-    width: int = 64
+    width: int = 48
     heads: int = 4
     rest: float = 2.0
 
@@ -100,6 +100,8 @@ class GraphPolicy(nn.Module):
             for head in (self.operation, self.schedule, self.outlook):
                 head.bias.zero_()
             self.operation.bias[NO_OP] = self.config.rest
+        self._parts = list(self.modules())
+        self._single: tuple[tuple[int, ...], Single | None] | None = None
 
     def act(self, obs: Tensors, *, generator: torch.Generator, greedy: bool = False) -> Acted:
         """Choose for N observations.
@@ -108,16 +110,19 @@ class GraphPolicy(nn.Module):
             generator: all that is drawn comes from it, the same number of draws whatever is chosen.
             greedy: each head's most probable choice; nothing is drawn.
         """
-        reading = self.encoder(obs)
-        sizes = (len(OPERATIONS), reading.slots.shape[1], reading.blueprints.shape[1], len(SCHEDULES))
-        noise: list[Tensor] = []
-        if not greedy:
-            noise = _gumbel((len(reading.whole), sum(sizes)), generator, reading.whole).split(sizes, dim=1)
+        sizes = (len(OPERATIONS), obs["slots"].shape[1], obs["blueprints"].shape[1], len(SCHEDULES))
+        noise = None if greedy else _gumbel((len(obs["global"]), sum(sizes)), generator)
+        if small(obs) and not torch.is_grad_enabled():
+            single = self._in_numpy()
+            if single is not None:
+                return _of_one(single.decide(obs, None if noise is None else noise.numpy()[0]))
+        return self._act(obs, None if noise is None else torch.split(noise, list(sizes), dim=1))
 
+    def _act(self, obs: Tensors, noise: Sequence[Tensor] | None) -> Acted:
         def pick(place: int, log_probs: Tensor) -> Tensor:
-            return _largest(log_probs if greedy else log_probs + noise[place], log_probs)
+            return _largest(log_probs if noise is None else log_probs + noise[place].to(log_probs), log_probs)
 
-        actions, heads, outlook, _ = self._walk(reading, obs, pick)
+        actions, heads, outlook, _ = self._walk(self.encoder(obs), obs, pick)
         chosen = torch.stack(actions, dim=1)
         of_heads = _of_choices(heads, actions)
         return Acted(chosen, of_heads.sum(1), outlook[:, 0], of_heads, outlook[:, 1:].softmax(1))
@@ -149,14 +154,27 @@ class GraphPolicy(nn.Module):
         _, outlook = self._trunk(self.encoder(now))
         return functional.cross_entropy(outlook[:, 1:], level)
 
+    def _in_numpy(self) -> Single | None:
+        """The weights for numpy, made anew when a tensor was replaced; None where they are not in main memory."""
+        places = tuple(
+            each.data_ptr() for part in self._parts for each in part._parameters.values() if each is not None
+        )
+        if self._single is None or self._single[0] != places:
+            weight = self.trunk.weight
+            fits = weight.device.type == "cpu" and weight.dtype == torch.float32
+            self._single = places, Single(self) if fits else None
+        return self._single[1]
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy has other tensors.
+        return {**self.__dict__, "_single": None}
+
     def _trunk(self, reading: Reading) -> tuple[Tensor, Tensor]:
         """The vector that the heads decide by [N, D], and the outlook [N, 6]: value, and logits of the risk."""
         deciding, judging = functional.relu(self.trunk(reading.whole)).chunk(2, dim=1)
         return deciding, self.outlook(judging)
 
-    def _walk(
-        self, reading: Reading, obs: Tensors, pick: Pick
-    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    def _walk(self, reading: Reading, obs: Tensors, pick: Pick) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """Go through the heads in their order: the choices, all log-probabilities, the outlook, the entropy [N]."""
         deciding, outlook = self._trunk(reading)
         each = torch.arange(len(deciding), device=deciding.device)
@@ -198,7 +216,7 @@ def masked_log_probs(logits: Tensor, legal: Tensor) -> Tensor:
         logits: [N, K]; beyond +-1e30 they count as that, so that differences stay finite.
         legal: bool [N, K], with something legal in each row.
     """
-    bounded = logits.clamp(-_HUGE, _HUGE)
+    bounded = logits.clamp(-HUGE, HUGE)
     return functional.log_softmax(bounded.masked_fill(~legal, -torch.inf), dim=1)
 
 
@@ -214,11 +232,22 @@ def _largest(scores: Tensor, log_probs: Tensor) -> Tensor:
     return scores.masked_fill(log_probs == -torch.inf, -torch.inf).argmax(1)
 
 
-def _gumbel(shape: tuple[int, int], generator: torch.Generator, like: Tensor) -> Tensor:
+def _gumbel(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise: the largest of log-probabilities plus it is a draw from them."""
-    drawn = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    drawn = torch.empty(shape, device=generator.device).exponential_(generator=generator)
     # A draw of 0 would make the noise infinite.
-    return -(-drawn.clamp_min(1e-30).log()).clamp_min(1e-30).log().to(like)
+    return drawn.clamp_min_(1e-30).log_().neg_()
+
+
+def _of_one(decided: Decided) -> Acted:
+    heads = torch.tensor([decided.log_probs])
+    return Acted(
+        actions=torch.tensor([decided.actions]),
+        log_probs=heads.sum(1),
+        values=torch.tensor([decided.value]),
+        head_log_probs=heads,
+        risk=torch.from_numpy(decided.risk).softmax(0).unsqueeze(0),
+    )
 
 
 def _of_choices(heads: list[Tensor], actions: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
