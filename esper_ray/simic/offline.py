@@ -135,7 +135,7 @@ class _Offline:
             valid = torch.from_numpy(batch.valid)
             loss = -(result[valid]).mean()
             self._step(loss)
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         return float(np.mean(losses))
 
     def improve(self, explored: Sequence[Trajectory], passes: int, on_pass: Callable[[], None]) -> float:

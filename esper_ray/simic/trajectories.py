@@ -106,7 +106,7 @@ def _trajectory(home: Path, experience: Experience, run: str, config: RewardConf
         return "an observation is lost or damaged"
     taken = records[:-1]
     actions = np.asarray([_action(record) for record in taken], np.int64)
-    if not _took_effect(actions, seen, taken):
+    if not _took_effect(actions, seen, records):
         return "a command came too late and had no effect"
     gains = {report.command_id: report.metrics.get("g", np.nan) for report in experience.reports(run)}
     return Trajectory(
@@ -130,12 +130,15 @@ def _action(record: DecisionRecord) -> tuple[int, ...]:
 def _took_effect(
     actions: npt.NDArray[np.int64], seen: Sequence[Observation], records: Sequence[DecisionRecord]
 ) -> bool:
-    """Whether each germination left its slot taken at the next boundary: a late one is "no change" to the run."""
+    """Whether each germination left its slot taken at the next boundary: a late one is "no change" to the run.
+
+    What was decided at the last boundary has no next one to be seen at.
+    """
     for place, (operation, slot, _, _) in enumerate(actions):
         if operation != GERMINATE:
             continue
-        later = next((i for i in range(place, len(records)) if records[i].epoch > records[place].epoch), len(records))
-        if later < len(seen) and seen[later]["slots"][slot, _DORMANT] > 0:
+        later = next((i for i, each in enumerate(records) if each.epoch > records[place].epoch), None)
+        if later is not None and seen[later]["slots"][slot, _DORMANT] > 0:
             return False
     return True
 
