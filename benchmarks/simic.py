@@ -7,7 +7,7 @@
   5,000 steps, has a mean of 475; of the slowest seed. A seed that does not get there makes it infinite (null in JSON).
 - ``acrobot_return``: mean of the last such evaluation of PPO on Acrobot-v1, of the worst seed.
 - ``steps_per_s_1``, ``steps_per_s_2``: environment steps a second of PPO, acted and learned from, with 1 and 2 workers
-  on a local Ray. Start-up and the first 5,000 steps come before the clock; tables give their seconds.
+  on a local Ray. Start-up and the first 2,500 steps come before the clock; tables give their seconds.
 - ``..._ratio``: ours to the peer's in the same setting, median over repeats; ``rllib_ratio``: of the worst RLlib
   pairing in each repeat.
 - ``replay_sample_us``: drawing 32 segments of 32 steps from a full replay of 64 MiB, copies included; median.

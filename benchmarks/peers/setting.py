@@ -27,7 +27,7 @@ class Setting:
     minibatches: int = 4
     epochs: int = 4
     learning_rate: float = 2.5e-4
-    warm_up: int = 5_000
+    warm_up: int = 2_500
     """Environment steps before the clock starts."""
     steps: int = 40_000
     """Environment steps on the clock, at least, unless ``seconds`` come first."""
