@@ -115,9 +115,7 @@ class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
         self._pending = []
         return self._look(), self._info(task=self._episode.task.describe())
 
-    def step(
-        self, action: npt.NDArray[np.int64]
-    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:  # fmt: skip
+    def step(self, action: npt.NDArray[np.int64]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """One micro-step.
 
         Raises:
