@@ -5,7 +5,8 @@ It is a function of the task and of what is decided: no clock, no other process,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -131,8 +132,9 @@ class Episode:
     ) -> None:
         self.task, self.rewards = task, rewards or RewardConfig()
         config = task.config()
-        built = assemble(config.run, task.data(folder), torch.device("cpu"))
-        self.loop = Loop(config, KERNELS, name=f"episode-{task.seed}", data=folder, task=built)
+        with _training_mode():
+            built = assemble(config.run, task.data(folder), torch.device("cpu"))
+            self.loop = Loop(config, KERNELS, name=f"episode-{task.seed}", data=folder, task=built)
         self.view = RunView(self._opening(), settings or TamiyoConfig())
         self._germinated = 0
         self._refused: list[str] = []
@@ -153,8 +155,9 @@ class Episode:
 
     def open(self) -> None:
         """Train the first epoch: what follows it is the first boundary."""
-        self.loop.begin(self.task.epochs * self.task.steps)
-        self._train()
+        with _training_mode():
+            self.loop.begin(self.task.epochs * self.task.steps)
+            self._train()
 
     @property
     def over(self) -> bool:
@@ -169,12 +172,13 @@ class Episode:
         if self.over:
             raise ValueError("the episode is over")
         before = self.potential()
-        for place, proposal in enumerate(proposals):
-            order = command(self.view, proposal, place=place, issued_by=issued_by, issued_at_ns=0)
-            refusal = self.loop.garden.apply(order)
-            self._refused += [refusal] if refusal else []
-            self._germinated += proposal.operation is SeedOperation.GERMINATE and not refusal
-        self._train()
+        with _training_mode():
+            for place, proposal in enumerate(proposals):
+                order = command(self.view, proposal, place=place, issued_by=issued_by, issued_at_ns=0)
+                refusal = self.loop.garden.apply(order)
+                self._refused += [refusal] if refusal else []
+                self._germinated += proposal.operation is SeedOperation.GERMINATE and not refusal
+            self._train()
         if self.over:
             return reward.shaping(before, 0.0, self.rewards) + self.result().reward
         return reward.shaping(before, self.potential(), self.rewards)
@@ -227,6 +231,13 @@ class Episode:
 
     def _in_path(self) -> set[int]:
         return {seed.number for seed in self.loop.garden.seeds if seed.alpha > 0.0}
+
+
+@contextlib.contextmanager
+def _training_mode() -> Iterator[None]:
+    """Gradients on: who collects episodes for a learner may have turned them off around this."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def play(

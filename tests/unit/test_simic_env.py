@@ -123,6 +123,16 @@ def test_an_episode_leaves_the_generator_of_its_process_alone(tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_whoever_collects_episodes_without_gradients_gets_the_same_ones(tmp_path):
+    def script(view: RunView) -> list[Proposal]:
+        return grow(view, 1)
+
+    short = replace(TINY, epochs=4, seed=11)
+    with torch.inference_mode():
+        collected = follow(script, tmp_path, short)
+    assert collected == follow(script, tmp_path, short)
+
+
 def test_a_run_that_never_grows_costs_what_its_host_costs(tmp_path):
     result = play(TINY, ScriptedBrain("never", CONTROLLERS["never"]), folder=tmp_path)
     assert result.compute_ratio == pytest.approx(1.0, abs=1e-12)
