@@ -185,7 +185,7 @@ class SimicConfig(Section):
     evaluate_episodes: int = Field(100, ge=1, description="episodes of one evaluation")
     checkpoint_every: int = Field(20_000, ge=1, description="environment steps between checkpoints")
     worker_cpus: float = Field(
-        0.0, ge=0, description="processors that each worker and the learner ask of Ray; 0: 1, or a share of what is free"
+        0.0, ge=0, description="processors that each worker and the learner ask of Ray; 0: 1, or hardly any if busy"
     )
     request_seconds: float = Field(120.0, gt=0, description="whoever is silent for so long is replaced")
 

@@ -8,10 +8,10 @@ end with the process that made the crew.
 from __future__ import annotations
 
 import contextlib
-import math
+import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -35,9 +35,17 @@ from esper_ray.simic.training import Collected, Event, Lost, Updated
 
 _POLL_SECONDS = 1.0
 _LEAST_SHARE = 0.01
+_RELEASE_SECONDS = 5.0
 
 
-class RolloutActor:
+class _Member:
+    """What all of a crew answer."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class RolloutActor(_Member):
     """Acts. Its state is its environments; a new one begins new episodes."""
 
     def __init__(self, plan: TrainingPlan, worker: int, version: int) -> None:
@@ -51,7 +59,7 @@ class RolloutActor:
         return rollout.summary(), rollout
 
 
-class ReplayActor:
+class ReplayActor(_Member):
     """Keeps segments. Its state is on disk as of the last checkpoint; what came after that fills again."""
 
     def __init__(self, plan: TrainingPlan, resume: bool) -> None:
@@ -76,7 +84,7 @@ class ReplayActor:
         self._replay.save(self._plan.folder)
 
 
-class LearnerActor:
+class LearnerActor(_Member):
     """Learns. Its state is in the training's folder as of the last checkpoint."""
 
     def __init__(self, plan: TrainingPlan) -> None:
@@ -121,7 +129,7 @@ class RayCrew:
         self._plan, self._interface = plan, plan.env.interface()
         self._evaluated = policy_for(plan.env, self._interface, hidden=plan.config.hidden, seed=plan.seed)
         self._name = secrets.token_hex(3)
-        self._share = share_of(plan, _free_processors())
+        self._share = share_of(plan, _free_processors)
         self._calls: dict[Any, _Call] = {}
         self._actors: dict[str, Any] = {}
         self._lost: list[Event] = []
@@ -142,6 +150,11 @@ class RayCrew:
     def actors(self) -> dict[str, Any]:
         """The handles of everyone by name: "worker 0", "learner", "replay"."""
         return dict(self._actors)
+
+    @property
+    def weights(self) -> Any:
+        """A reference to the newest ones."""
+        return self._weights
 
     def open(self, *, resume: bool) -> tuple[Counters, int, Any]:
         if resume:
@@ -309,23 +322,32 @@ def _answer(reference: Any, seconds: float) -> Any:
         raise _GoneError(str(error).strip().splitlines()[0]) from None
 
 
-def share_of(plan: TrainingPlan, free: float) -> float:
-    """Processors that each worker and the learner ask for.
+def share_of(plan: TrainingPlan, free: Callable[[], float]) -> float:
+    """Processors that each worker and the learner ask for: as configured, else 1, or hardly any where that is not free.
+
+    Args:
+        free: how many processors the cluster has free now; asked again, for what has just ended is not free at once.
 
     Raises:
         EnvironmentFault: the cluster has not as many free.
     """
     members = max(1, plan.config.workers) + 1
-    rest = free - (_LEAST_SHARE if plan.replayed else 0.0)
-    share = plan.config.worker_cpus or min(1.0, math.floor(rest / members / _LEAST_SHARE) * _LEAST_SHARE)
-    if share <= 0 or share * members > rest + 1e-6:
-        needed = (plan.config.worker_cpus or _LEAST_SHARE) * members + (free - rest)
+    replay = _LEAST_SHARE if plan.replayed else 0.0
+    if not plan.config.worker_cpus and free() >= members + replay:
+        return 1.0
+    share = plan.config.worker_cpus or _LEAST_SHARE
+    needed, there = share * members + replay, free()
+    give_up = time.monotonic() + _RELEASE_SECONDS
+    while needed > there + 1e-6 and time.monotonic() < give_up:
+        time.sleep(_RELEASE_SECONDS / 20)
+        there = free()
+    if needed > there + 1e-6:
         raise EnvironmentFault(
-            f"The training needs {needed:g} CPU, and {free:g} of the cluster are free.",
+            f"The training needs {needed:g} CPU, and {there:g} of the cluster are free.",
             why=f"It has {members - 1} workers and a learner.",
             remedy="Stop other work on the cluster, or ask for less with simic.workers or simic.worker_cpus.",
         )
-    return round(share, 2)
+    return share
 
 
 def _free_processors() -> float:
