@@ -5,7 +5,8 @@
 
 - ``..._steps_to_475_max``: environment steps until a greedy evaluation over 100 episodes of CartPole-v1, one every
   5,000 steps, has a mean of 475; of the slowest seed. A seed that does not get there makes it infinite (null in JSON).
-- ``acrobot_return``: mean of the last such evaluation of PPO on Acrobot-v1, of the worst seed.
+- ``acrobot_return``: mean of such an evaluation of PPO on Acrobot-v1 after 100,000 steps, of the worst seed. The bar is
+  gymnasium's own reward threshold; stopping at the first good evaluation would flatter it.
 - ``steps_per_s_1``, ``steps_per_s_2``: environment steps a second of PPO, acted and learned from, with 1 and 2 workers
   on a local Ray. Start-up and the first 2,500 steps come before the clock; tables give their seconds.
 - ``..._ratio``: ours to the peer's in the same setting, median over repeats; ``rllib_ratio``: of the worst RLlib
@@ -55,13 +56,14 @@ class Target:
     algo: Literal["ppo", "impala"]
     env: str
     steps: int
+    evaluate_every: int
     stop_at: float | None = None
 
 
 TARGETS = {
-    "ppo_cartpole_steps_to_475": Target("ppo", "CartPole-v1", 100_000, stop_at=475.0),
-    "impala_cartpole_steps_to_475": Target("impala", "CartPole-v1", 500_000, stop_at=475.0),
-    "acrobot_return": Target("ppo", "Acrobot-v1", 200_000),
+    "ppo_cartpole_steps_to_475": Target("ppo", "CartPole-v1", 100_000, 5_000, stop_at=475.0),
+    "impala_cartpole_steps_to_475": Target("impala", "CartPole-v1", 500_000, 5_000, stop_at=475.0),
+    "acrobot_return": Target("ppo", "Acrobot-v1", 100_000, 50_000),
 }
 
 
@@ -75,7 +77,8 @@ def one(target: Target, seed: int) -> dict[str, Any]:
     from esper_ray.simic.training import train
 
     torch.set_num_threads(1)
-    config = settings_for(SimicConfig(evaluate_every=5_000, evaluate_episodes=100), target.algo, target.env)
+    given = SimicConfig(evaluate_every=target.evaluate_every, evaluate_episodes=100)
+    config = settings_for(given, target.algo, target.env)
     plan = TrainingPlan(EnvChoice(target.env), target.algo, target.steps, seed, config, stop_at=target.stop_at)
     result = train(plan)
     return {
