@@ -221,10 +221,13 @@ def masked_log_probs(logits: Tensor, legal: Tensor) -> Tensor:
 
 
 def _only_if(applies: Tensor, legal: Tensor) -> Tensor:
-    """``legal`` where the head applies [N, 1], else only choice 0: its log-probability is then exactly 0."""
+    """``legal`` where the head applies [N, 1], else only choice 0: its log-probability is then exactly 0.
+
+    Nothing at all is legal only after a choice that was not, whose log-probability says so already.
+    """
     first = torch.zeros_like(legal[:1])
     first[:, 0] = True
-    return torch.where(applies, legal, first)
+    return torch.where(applies & legal.any(1, keepdim=True), legal, first)
 
 
 def _largest(scores: Tensor, log_probs: Tensor) -> Tensor:

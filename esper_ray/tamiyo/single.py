@@ -140,7 +140,7 @@ class Single:
             _product(_float32(seen[name]).reshape(-1, seen[name].shape[-1]), *affine)
             for name, affine in zip(("layers", "slots", "blueprints", "global"), self._inputs, strict=True)
         ]
-        parts[2] += self._identities[seen["blueprint_ids"][0] % IDENTITIES]
+        parts[2] += self._identities[seen["blueprint_ids"][0].astype(np.int64, copy=False) % IDENTITIES]
         nodes = _norm(np.concatenate(parts), self._norm)
         for heads, weights, norm in self._graph_layers:
             rows = _rows(nodes, weights, edges.counts)

@@ -264,6 +264,37 @@ def test_an_illegal_action_evaluates_to_no_chance_at_all():
     assert policy().evaluate(stacked(seen), torch.tensor([[CULL, 0, 0, 0]])).log_probs.tolist() == [-np.inf]
 
 
+def test_no_gradient_is_spoiled_by_an_action_that_nothing_made_legal():
+    seen = observation(0)
+    for name in ("mask_slot", "mask_blueprint"):
+        seen[name][:] = 0
+    made = policy()
+    found = made.evaluate(stacked(seen, observation(1)), torch.tensor([[GERMINATE, 0, 1, 1], [NO_OP, 0, 0, 0]]))
+    assert found.log_probs.tolist()[0] == -np.inf
+    found.log_probs[1].backward()
+    assert all(torch.isfinite(each.grad).all() for each in made.parameters() if each.grad is not None)
+
+
+def test_it_learns_to_choose_the_slot_by_its_stage_and_the_blueprint_by_its_cost():
+    seen = [observation(seed) for seed in range(48)]
+    wanted = np.zeros((48, 4), np.int64)
+    for place, each in enumerate(seen):
+        each["slots"][..., 0] = each["candidates"][..., 0] = each["blueprints"][..., 0] = 1
+        for name in ("mask_operation", "mask_slot", "mask_blueprint"):
+            each[name][GERMINATE if name == "mask_slot" else slice(None)] = 1
+        slot = int(each["slots"][:, graph.SLOT_FEATURES.index("gain")].argmax())
+        cost = each["candidates"][slot, :, graph.CANDIDATE_FEATURES.index("flops")]
+        wanted[place] = GERMINATE, slot, int(cost.argmin()), 2
+    made, batch, targets = policy(), stacked(*seen), torch.from_numpy(wanted)
+    optimiser = torch.optim.Adam(made.parameters(), 1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        (-made.evaluate(batch, targets).log_probs.mean()).backward()
+        optimiser.step()
+    learned = made.act(batch, generator=drawn(0), greedy=True).actions
+    assert (learned == targets).all(dim=1).float().mean() > 0.9
+
+
 def test_the_entropy_is_that_of_the_heads_along_the_path():
     made, seen = policy(1, 1.5), observation(3)
     path = made.act(stacked(seen), generator=drawn(0)).actions
