@@ -26,7 +26,7 @@ from esper_ray.simic.replay import Provenance, Replay
 from esper_ray.simic.reward import RewardConfig
 from esper_ray.simic.rollout import Rollout
 from esper_ray.simic.segments import rollout_of
-from esper_ray.simic.trajectories import Trajectory
+from esper_ray.simic.trajectories import Trajectory, side_by_side
 from esper_ray.tamiyo import policy_store
 from esper_ray.tamiyo.policy import GraphPolicy
 
@@ -132,7 +132,7 @@ class _Offline:
         losses = []
         for batch in self._batches(self._all):
             result, _ = self._evaluate(batch)
-            valid = torch.from_numpy(batch.valid)
+            valid = _tensor(batch.valid)
             loss = -(result[valid]).mean()
             self._step(loss)
             losses.append(float(loss.detach()))
@@ -147,16 +147,16 @@ class _Offline:
         with torch.no_grad():
             for each in explored:
                 item = trajectories.item(each, self._steps, self._room)
-                item["start"] = self._evaluate(rollout_of([item]))[0][:, 0].numpy()
+                item["start"] = self._evaluate(side_by_side([item]))[0][:, 0].numpy()
                 effect = float(np.nan_to_num(np.abs(each.gains)).sum())
                 replay.add(item, Provenance(each.run, 0), priority=1.0 + effect)
         divergence = 0.0
         for _ in range(passes):
             for _ in range(max(1, len(explored) // _BATCH)):
                 sample = replay.sample(min(_BATCH, len(replay)))
-                start = np.stack([item["start"] for item in sample.items], axis=1)
-                bare = [{name: array for name, array in item.items() if name != "start"} for item in sample.items]
-                divergence = self._improve(rollout_of(bare), torch.from_numpy(start), sample.weights)
+                columns = dict(sample.columns)
+                start = torch.from_numpy(np.swapaxes(columns.pop("start"), 0, 1).copy())
+                divergence = self._improve(rollout_of(columns), start, sample.weights)
                 if divergence > KL_BOUND:
                     return divergence
             on_pass()
@@ -165,7 +165,7 @@ class _Offline:
     def _improve(self, batch: Rollout, start: Tensor, weights: npt.NDArray[Any]) -> float:
         """One step; the divergence that it began with."""
         log_probs, (values, entropy) = self._evaluate(batch)
-        valid = torch.from_numpy(batch.valid)
+        valid = _tensor(batch.valid)
         moved = (log_probs.detach() - start)[valid]
         divergence = float((moved.exp() - 1.0 - moved).mean())
         if divergence > KL_BOUND:
@@ -175,10 +175,10 @@ class _Offline:
             values,
             torch.cat([values[1:].detach(), torch.zeros_like(values[:1])]),
             entropy,
-            behaviour_log_probs=torch.from_numpy(batch.log_probs),
-            rewards=torch.from_numpy(batch.rewards),
-            terminated=torch.from_numpy(batch.terminated),
-            truncated=torch.from_numpy(batch.truncated),
+            behaviour_log_probs=_tensor(batch.log_probs),
+            rewards=_tensor(batch.rewards),
+            terminated=_tensor(batch.terminated),
+            truncated=_tensor(batch.truncated),
             valid=valid,
             gamma=self._gamma,
             rho_bar=1.0,
@@ -196,10 +196,10 @@ class _Offline:
         ratios = []
         with torch.no_grad():
             for each in explored:
-                batch = rollout_of([trajectories.item(each, self._steps, self._room)])
+                batch = side_by_side([trajectories.item(each, self._steps, self._room)])
                 log_probs, _ = self._evaluate(batch)
-                valid = torch.from_numpy(batch.valid)
-                ratios.append(float((log_probs - torch.from_numpy(batch.log_probs))[valid].sum()))
+                valid = _tensor(batch.valid)
+                ratios.append(float((log_probs - _tensor(batch.log_probs))[valid].sum()))
         if not ratios:
             return 0.0
         weights = np.exp(np.asarray(ratios) - max(ratios))
@@ -208,15 +208,13 @@ class _Offline:
     def _batches(self, known: Sequence[Trajectory]) -> Iterator[Rollout]:
         order = self._random.permutation(len(known))
         for places in np.array_split(order, max(1, len(known) // _BATCH)):
-            yield rollout_of([trajectories.item(known[place], self._steps, self._room) for place in places])
+            yield side_by_side([trajectories.item(known[place], self._steps, self._room) for place in places])
 
     def _evaluate(self, batch: Rollout) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """log_probs, and (values, entropy), each [T, B]."""
         shape = batch.rewards.shape
-        obs = {
-            name: torch.from_numpy(np.ascontiguousarray(array[:-1])).flatten(0, 1) for name, array in batch.obs.items()
-        }
-        found = self._policy.evaluate(obs, torch.from_numpy(np.ascontiguousarray(batch.actions)).flatten(0, 1))
+        obs = {name: _tensor(array[:-1]).flatten(0, 1) for name, array in batch.obs.items()}
+        found = self._policy.evaluate(obs, _tensor(batch.actions).flatten(0, 1))
         return found.log_probs.view(shape), (found.values.view(shape), found.entropy.view(shape))
 
     def _step(self, loss: Tensor) -> None:
@@ -224,3 +222,7 @@ class _Offline:
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         self._optimizer.step()
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,4 +1,4 @@
-"""From what the bus brought to what can be learned from: one trajectory of micro-steps for each finished run. No torch.
+"""From what the bus brought to what can be learned from: one trajectory of micro-steps for each finished run.
 
 Rewards are those of the environment (`reward.py`), computed from the stored observations: they carry the validation
 accuracy, the parameters and the cost of each boundary.
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from esper_ray.errors import CorruptArtifact, RunError
 from esper_ray.simic import reward
 from esper_ray.simic.experience import Experience
 from esper_ray.simic.reward import RewardConfig
+from esper_ray.simic.rollout import Rollout
+from esper_ray.simic.segments import rollout_of
 from esper_ray.tamiyo import graph, observations
 from esper_ray.tamiyo.actions import GERMINATE, HEADS, NO_OP
 from esper_ray.tamiyo.graph import GLOBAL_FEATURES, SLOT_FEATURES, Layout, Observation
@@ -188,3 +191,8 @@ def item(trajectory: Trajectory, steps: int, room: Layout) -> dict[str, npt.NDAr
     found["terminated"] = np.arange(steps) >= count - 1
     found["truncated"] = np.zeros(steps, np.bool_)
     return found
+
+
+def side_by_side(items: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Rollout:
+    """Items of equal length as one batch [T, B, ...]."""
+    return rollout_of({name: np.stack([each[name] for each in items]) for name in items[0]})

@@ -20,7 +20,6 @@ from esper_ray.errors import RunError
 from esper_ray.simic import offline, reward, trajectories
 from esper_ray.simic.experience import Experience
 from esper_ray.simic.reward import RewardConfig
-from esper_ray.simic.segments import rollout_of
 from esper_ray.tamiyo.actions import GERMINATE, Choice, Masks
 from esper_ray.tolaria.trainer import RunRequest, Trainer
 
@@ -111,7 +110,7 @@ def test_a_trajectory_has_only_legal_actions_and_the_reward_that_its_observation
 def test_trajectories_of_unequal_length_share_a_batch_and_padding_is_not_valid(home):
     known = trajectories.gather(home, RewardConfig()).trajectories
     steps, room = max(map(len, known)) + 3, trajectories.room_for(known)
-    batch = rollout_of([trajectories.item(each, steps, room) for each in known])
+    batch = trajectories.side_by_side([trajectories.item(each, steps, room) for each in known])
     assert batch.valid.sum() == sum(map(len, known))
     assert batch.obs["slots"].shape[:2] == (steps + 1, len(known))
     for place, each in enumerate(known):
