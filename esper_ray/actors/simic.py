@@ -69,7 +69,7 @@ class ReplayActor(_Member):
 
     def sample(self, count: int) -> tuple[tuple[int, ...], Sample | None]:
         found = drawn(self._replay, count)
-        return (() if found is None else found.ids), found
+        return (() if found is None else tuple(found.ids.tolist())), found
 
     def add(self, *rollouts: Rollout) -> int:
         for rollout in rollouts:

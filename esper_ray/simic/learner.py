@@ -137,7 +137,7 @@ class Learner:
     def _impala(self, fresh: Rollout, replayed: Sample | None) -> tuple[list[dict[str, Tensor]], tuple[float, ...]]:
         """Rows of metrics, and the new priorities of the replayed segments."""
         count = fresh.rewards.shape[1]
-        batch = fresh if replayed is None else joined([fresh, rollout_of(replayed.items)])
+        batch = fresh if replayed is None else joined([fresh, rollout_of(replayed.columns)])
         weights = np.concatenate([np.ones(count), [] if replayed is None else replayed.weights]).astype(np.float32)
         errors = torch.zeros(len(weights))
         order = torch.randperm(len(weights), generator=self._generator)

@@ -1,7 +1,7 @@
 """Prioritised replay (Schaul et al. 2016) of whole trajectory segments, in numpy. No torch.
 
-Items are dictionaries of arrays. They lie in columns, one array per key and slot count, so that a sample is one
-indexing operation for each key.
+Items are dictionaries of arrays of one shape. The arrays of an item lie in one row of bytes, so that a sample is one
+copy of rows, and its columns are views of it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from esper_ray.simic.spaces import Array
 from esper_ray.simic.sumtree import SumTree
 
 _FLOOR = 1e-6
-_FIRST_SLOTS = 64
+_ALIGNMENT = 8
 _FILE = "replay.npz"
 
 
@@ -37,21 +38,30 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Drawn items.
+    """N drawn items.
 
     Attributes:
-        ids: to give new priorities by.
-        items: their arrays.
+        ids: int64 [N], to give new priorities by.
+        columns: the items' arrays, each [N, ...].
         weights: float32 [N], importance weights, the largest 1.
-        provenance: where each comes from.
-        ages: seconds since each was added.
+        sources: where each comes from.
+        versions: int64 [N], of the policies that acted.
+        ages: float64 [N], seconds since each was added.
     """
 
-    ids: tuple[int, ...]
-    items: tuple[dict[str, Array], ...]
+    ids: npt.NDArray[np.int64]
+    columns: dict[str, Array]
     weights: npt.NDArray[np.float32]
-    provenance: tuple[Provenance, ...]
+    sources: tuple[str, ...]
+    versions: npt.NDArray[np.int64]
     ages: npt.NDArray[np.float64]
+
+    def item(self, number: int) -> dict[str, Array]:
+        """The arrays of one of them."""
+        return {key: column[number] for key, column in self.columns.items()}
+
+    def provenance(self, number: int) -> Provenance:
+        return Provenance(self.sources[number], int(self.versions[number]))
 
 
 class Replay:
@@ -78,11 +88,14 @@ class Replay:
         self._max_bytes, self._max_seconds, self._alpha, self._beta = max_bytes, max_seconds, alpha, beta
         self._clock = clock
         self._random = np.random.Generator(np.random.PCG64(derive_seed(seed, "replay")))
+        self._rows = np.empty((0, 0), np.uint8)
+        self._layout: dict[str, tuple[slice, np.dtype[Any], tuple[int, ...]]] = {}
         self._columns: dict[str, Array] = {}
         self._capacity = 0
         self._tree = SumTree(1)
         self._times = np.zeros(0)
-        self._origins: list[Provenance | None] = []
+        self._sources: list[str] = []
+        self._versions = np.zeros(0, np.int64)
         self._first, self._next = 0, 0
         self._largest = 1.0
 
@@ -92,7 +105,7 @@ class Replay:
     @property
     def bytes(self) -> int:
         """Of all items that are kept."""
-        return len(self) * sum(int(column[0].nbytes) for column in self._columns.values())
+        return len(self) * int(self._rows.shape[1])
 
     def add(self, item: Mapping[str, Array], provenance: Provenance, *, priority: float | None = None) -> int:
         """Keep an item, dropping the oldest where the budget asks for it; its arrays are copied.
@@ -116,7 +129,7 @@ class Replay:
         for key, column in self._columns.items():
             column[place] = item[key]
         self._times[place] = self._now()
-        self._origins[place] = provenance
+        self._sources[place], self._versions[place] = provenance.source, provenance.version
         self._next += 1
         self.update([number], [self._largest if priority is None else priority])
         return number
@@ -133,18 +146,15 @@ class Replay:
                 f"A batch of {count} items was asked for, and the replay holds {len(self)}.",
                 remedy="Ask for a smaller batch, fill the replay first, or raise simic.replay_mb.",
             )
-        total = self._tree.total
-        points = (np.arange(count) + self._random.random(count)) * (total / max(1, count))
-        places = self._tree.find(points)
-        probabilities = self._tree.get(places) / total
-        weights = (len(self) * probabilities) ** -self._beta
-        lowest = self._first + (places - self._first) % self._capacity
-        drawn = {key: column[places] for key, column in self._columns.items()}
+        points = (np.arange(count) + self._random.random(count)) * (self._tree.total / max(1, count))
+        places, priorities = self._tree.find(points)
+        weights = priorities**-self._beta
         return Sample(
-            ids=tuple(lowest.tolist()),
-            items=tuple({key: array[row] for key, array in drawn.items()} for row in range(count)),
-            weights=(weights / weights.max(initial=1e-12)).astype(np.float32),
-            provenance=tuple(self._origin(place) for place in places.tolist()),
+            ids=self._first + (places - self._first) % self._capacity,
+            columns=self._split(self._rows.take(places, axis=0)),
+            weights=(weights / weights.max(initial=_FLOOR)).astype(np.float32),
+            sources=tuple(map(self._sources.__getitem__, places.tolist())),
+            versions=self._versions[places],
             ages=self._now() - self._times[places],
         )
 
@@ -166,7 +176,7 @@ class Replay:
             "next": self._next,
             "largest": self._largest,
             "random": self._random.bit_generator.state,
-            "origins": [asdict(self._origin(place)) for place in order.tolist()],
+            "sources": [self._sources[place] for place in order.tolist()],
         }
         arrays = {f"item/{key}": column[order] for key, column in self._columns.items()}
         buffer = io.BytesIO()
@@ -175,6 +185,7 @@ class Replay:
             allow_pickle=False,
             state=np.asarray(json.dumps(state)),
             times=self._times[order],
+            versions=self._versions[order],
             priorities=self._tree.get(order),
             **arrays,
         )
@@ -211,24 +222,37 @@ class Replay:
             self._columns[key][places] = column[-kept:]
         self._times[places] = arrays["times"][-kept:]
         self._tree.set(places, arrays["priorities"][-kept:])
-        for place, told in zip(places.tolist(), state["origins"][-kept:], strict=True):
-            self._origins[place] = Provenance(**told)
+        self._versions[places] = arrays["versions"][-kept:]
+        for place, source in zip(places.tolist(), state["sources"][-kept:], strict=True):
+            self._sources[place] = source
         return True
 
     def _open(self, item: Mapping[str, Array]) -> None:
         """Make the columns, for items like this one. The system gives their memory only when they are filled."""
-        size = sum(np.asarray(array).nbytes for array in item.values())
+        size = sum(-(-np.asarray(array).nbytes // _ALIGNMENT) * _ALIGNMENT for array in item.values())
         if size > self._max_bytes or size == 0:
             raise ReplayError(
                 f"An item of {size} bytes does not fit a replay of {self._max_bytes}.", remedy="Raise simic.replay_mb."
             )
         self._capacity = self._max_bytes // size
-        self._columns = {
-            key: np.empty((self._capacity, *np.shape(array)), np.asarray(array).dtype) for key, array in item.items()
-        }
+        start = 0
+        for key, array in item.items():
+            held = np.asarray(array)
+            self._layout[key] = (slice(start, start + held.nbytes), held.dtype, held.shape)
+            start += -(-held.nbytes // _ALIGNMENT) * _ALIGNMENT
+        self._rows = np.empty((self._capacity, start), np.uint8)
+        self._columns = self._split(self._rows)
         self._tree = SumTree(self._capacity)
         self._times = np.zeros(self._capacity)
-        self._origins = [None] * self._capacity
+        self._sources = [""] * self._capacity
+        self._versions = np.zeros(self._capacity, np.int64)
+
+    def _split(self, rows: npt.NDArray[np.uint8]) -> dict[str, Array]:
+        """The columns [N, ...] that rows of bytes [N, width] are made of, as views."""
+        return {
+            key: rows[:, part].view(kind).reshape(len(rows), *shape)
+            for key, (part, kind, shape) in self._layout.items()
+        }
 
     def _check(self, item: Mapping[str, Array]) -> None:
         told = {key: np.shape(array) for key, array in item.items()}
@@ -237,11 +261,6 @@ class Replay:
             raise ReplayError(
                 f"An item with the arrays {told} came to a replay of {known}.", why="All items have the same shapes."
             )
-
-    def _origin(self, place: int) -> Provenance:
-        found = self._origins[place]
-        assert found is not None
-        return found
 
     def _expire(self) -> None:
         before = self._now() - self._max_seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ def segments(rollout: Rollout) -> list[dict[str, Array]]:
     ]
 
 
-def rollout_of(items: Sequence[Mapping[str, Array]]) -> Rollout:
-    """Segments of equal length side by side, as a rollout of nobody's."""
-    columns: dict[str, Any] = {name: np.stack([item[name] for item in items], axis=1) for name in items[0]}
+def rollout_of(drawn: Mapping[str, Array]) -> Rollout:
+    """N segments of equal length side by side, as a rollout of nobody's; each array is [N, T, ...]."""
+    columns: dict[str, Any] = {name: np.swapaxes(array, 0, 1) for name, array in drawn.items()}
     obs = {name.removeprefix(_OBS): columns.pop(name) for name in list(columns) if name.startswith(_OBS)}
     return Rollout(worker=-1, version=-1, obs=obs, **columns)

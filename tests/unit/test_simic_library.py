@@ -326,7 +326,8 @@ def test_equal_seeds_give_equal_rollouts_and_workers_differ() -> None:
 
 def test_segments_put_together_are_the_rollout() -> None:
     rollout = worker(EnvChoice(MANY), envs=3).collect(9)
-    again = rollout_of(segments(rollout))
+    parts = segments(rollout)
+    again = rollout_of({name: np.stack([part[name] for part in parts]) for name in parts[0]})
     for name in ("actions", "log_probs", "values", "rewards", "terminated", "truncated", "valid"):
         assert np.array_equal(getattr(again, name), getattr(rollout, name))
     assert all(np.array_equal(again.obs[key], array) for key, array in rollout.obs.items())
