@@ -1,6 +1,6 @@
 """Prioritised replay (Schaul et al. 2016) of whole trajectory segments, in numpy. No torch.
 
-Items are dictionaries of arrays of one shape. The arrays of an item lie in one row of bytes, so that a sample is one
+Items are dictionaries of arrays of one shape. The arrays of an item lie in one row of memory, so that a sample is one
 copy of rows, and its columns are views of it.
 """
 
@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,6 @@ from esper_ray.simic.spaces import Array
 from esper_ray.simic.sumtree import SumTree
 
 _FLOOR = 1e-6
-_ALIGNMENT = 8
 _FILE = "replay.npz"
 
 
@@ -88,8 +86,7 @@ class Replay:
         self._max_bytes, self._max_seconds, self._alpha, self._beta = max_bytes, max_seconds, alpha, beta
         self._clock = clock
         self._random = np.random.Generator(np.random.PCG64(derive_seed(seed, "replay")))
-        self._rows = np.empty((0, 0), np.uint8)
-        self._layout: dict[str, tuple[slice, np.dtype[Any], tuple[int, ...]]] = {}
+        self._rows: npt.NDArray[np.void] = np.empty(0, np.dtype([]))
         self._columns: dict[str, Array] = {}
         self._capacity = 0
         self._tree = SumTree(1)
@@ -105,7 +102,7 @@ class Replay:
     @property
     def bytes(self) -> int:
         """Of all items that are kept."""
-        return len(self) * int(self._rows.shape[1])
+        return len(self) * self._rows.itemsize
 
     def add(self, item: Mapping[str, Array], provenance: Provenance, *, priority: float | None = None) -> int:
         """Keep an item, dropping the oldest where the budget asks for it; its arrays are copied.
@@ -151,7 +148,7 @@ class Replay:
         weights = priorities**-self._beta
         return Sample(
             ids=self._first + (places - self._first) % self._capacity,
-            columns=self._split(self._rows.take(places, axis=0)),
+            columns=self._split(self._rows.take(places)),
             weights=(weights / weights.max(initial=_FLOOR)).astype(np.float32),
             sources=tuple(map(self._sources.__getitem__, places.tolist())),
             versions=self._versions[places],
@@ -229,30 +226,24 @@ class Replay:
 
     def _open(self, item: Mapping[str, Array]) -> None:
         """Make the columns, for items like this one. The system gives their memory only when they are filled."""
-        size = sum(-(-np.asarray(array).nbytes // _ALIGNMENT) * _ALIGNMENT for array in item.values())
+        kind = np.dtype([(key, np.asarray(array).dtype, np.shape(array)) for key, array in item.items()], align=True)
+        size = kind.itemsize
         if size > self._max_bytes or size == 0:
             raise ReplayError(
                 f"An item of {size} bytes does not fit a replay of {self._max_bytes}.", remedy="Raise simic.replay_mb."
             )
         self._capacity = self._max_bytes // size
-        start = 0
-        for key, array in item.items():
-            held = np.asarray(array)
-            self._layout[key] = (slice(start, start + held.nbytes), held.dtype, held.shape)
-            start += -(-held.nbytes // _ALIGNMENT) * _ALIGNMENT
-        self._rows = np.empty((self._capacity, start), np.uint8)
+        self._rows = np.empty(self._capacity, kind)
         self._columns = self._split(self._rows)
         self._tree = SumTree(self._capacity)
         self._times = np.zeros(self._capacity)
         self._sources = [""] * self._capacity
         self._versions = np.zeros(self._capacity, np.int64)
 
-    def _split(self, rows: npt.NDArray[np.uint8]) -> dict[str, Array]:
-        """The columns [N, ...] that rows of bytes [N, width] are made of, as views."""
-        return {
-            key: rows[:, part].view(kind).reshape(len(rows), *shape)
-            for key, (part, kind, shape) in self._layout.items()
-        }
+    @staticmethod
+    def _split(rows: npt.NDArray[np.void]) -> dict[str, Array]:
+        """The columns [N, ...] that rows are made of, as views."""
+        return {key: rows[key] for key in rows.dtype.names or ()}
 
     def _check(self, item: Mapping[str, Array]) -> None:
         told = {key: np.shape(array) for key, array in item.items()}
