@@ -1,7 +1,7 @@
 """The short tasks of Simic's episodes: small hosts on small pictures, some of which gain by growing and some do not.
 
-A task is drawn from a grid. Whole regions of it are held out: every task with a host of width 8, a difficulty of 0.7
-(between those that are trained on) or of 1.1 (beyond them) is for evaluation only and never drawn for training.
+A task is drawn from a grid. Whole regions of it are held out: every task with a host of width 6, a difficulty of 0.3
+or 0.55 (between those that are trained on) or of 0.85 (beyond them) is for evaluation only, never drawn for training.
 
 Pictures are `glyphs` at half their size, [1, 12, 12], of a few classes that the task's seed names, or the 8 x 8
 `digits`. An episode reads no test split: it has none.
@@ -28,11 +28,11 @@ from esper_ray.tasks.data import DataSet, Split
 SplitName = Literal["train", "held_out"]
 SPLITS: tuple[SplitName, ...] = ("train", "held_out")
 
-TRAIN_WIDTHS, HELD_OUT_WIDTHS = (4, 6, 10), (8,)
-TRAIN_DIFFICULTIES, HELD_OUT_DIFFICULTIES = (0.3, 0.5, 0.9), (0.7, 1.1)
-CLASSES = (6, 12, 20)
+TRAIN_WIDTHS, HELD_OUT_WIDTHS = (4, 5, 8), (6,)
+TRAIN_DIFFICULTIES, HELD_OUT_DIFFICULTIES = (0.2, 0.4, 0.7), (0.3, 0.55, 0.85)
+CLASSES = (6, 12, 24)
 TRAIN_SAMPLES = (256, 800)
-EPOCHS = (10, 12)
+EPOCHS = (10, 12, 14)
 STEPS = (8, 12)
 LEARNING_RATES = (5e-3, 1e-2, 2e-2)
 DIGITS_SHARE = 0.15
@@ -41,7 +41,7 @@ BATCH = 32
 MEASURED_STEPS = 3
 """The host's cost is measured in its third step, and everything else is told as a ratio to it."""
 VALIDATION_SAMPLES = 320
-MAX_PARAMETERS = 40_000
+MAX_PARAMETERS = 30_000
 """The limit of a model: the largest hosts have no room for the strongest block in every slot."""
 _POOL = {"train": 4000, "validation": 2000}
 _TEST_POOL = 32
