@@ -101,7 +101,11 @@ def over_seeds(seeds: Mapping[str, int], done: Callable[[], None]) -> dict[str, 
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         futures = {key: [pool.submit(run, key, seed) for seed in range(count)] for key, count in seeds.items()}
-        return {key: [future.result() for future in each] for key, each in futures.items()}
+        try:
+            return {key: [future.result() for future in each] for key, each in futures.items()}
+        finally:
+            # After a fault or Ctrl-C nothing new begins.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def learning_figures(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
