@@ -28,10 +28,10 @@ from esper_ray.tamiyo.policy import GraphPolicy
 from esper_ray.tamiyo.seat import HEURISTIC, promotions
 
 LAYOUT = Layout(layers=10, slots=3, blueprints=45, edges=9)
-HOP_MS = 3.0
-"""Set aside of Tamiyo's budget for the way there and back."""
-STEPS = 5
-"""Micro-steps that one boundary may take: four commands and the end."""
+LATENCY_MS = DECIDE_MS.limit - 2.0
+"""Tamiyo's budget less what is set aside for the way there and back."""
+STEPS = LAYOUT.slots + 1
+"""Micro-steps that a boundary of the demo may take: a command for each slot, and the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ def validate(
     *,
     count: int,
     margin: float,
+    latency_ms: float = LATENCY_MS,
     on_gate: Callable[[Gate], None] = lambda _: None,
     on_episode: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Verdict:
@@ -74,13 +75,14 @@ def validate(
     Args:
         count: paired episodes on held-out tasks.
         margin: how much less than the incumbent's its mean return may be, at the low end of the 95 % interval.
+        latency_ms: what the longest boundary may take.
 
     Raises:
         PolicyRefused: there is no such policy.
     """
     row = registry.find(config.home, policy_id)
     gates: list[Gate] = []
-    for gate in _gates(config, row.policy_id, count, margin, on_episode):
+    for gate in _gates(config, row.policy_id, count, margin, latency_ms, on_episode):
         gates.append(gate)
         on_gate(gate)
         if not gate.passed:
@@ -105,7 +107,12 @@ def incumbent_of(home: Path) -> str:
 
 
 def _gates(
-    config: Config, policy_id: str, count: int, margin: float, on_episode: Callable[[int, int], None]
+    config: Config,
+    policy_id: str,
+    count: int,
+    margin: float,
+    latency_ms: float,
+    on_episode: Callable[[int, int], None],
 ) -> Iterator[Gate]:
     try:
         policy, _ = policy_store.load(config.home, policy_id)
@@ -116,7 +123,7 @@ def _gates(
     policy.eval()
     yield legal_gate("masks", policy, ordinary(seed=1, count=200))
     yield legal_gate("chaos", policy, chaos(seed=2, count=60))
-    yield latency_gate(policy)
+    yield latency_gate(policy, latency_ms)
     yield paired_gate(config, policy_id, count, margin, on_episode)
 
 
@@ -174,8 +181,8 @@ def legal_gate(name: str, policy: GraphPolicy, seen: Iterator[Observation]) -> G
     return Gate(name, True, {f"{name}_tried": tried})
 
 
-def latency_gate(policy: GraphPolicy) -> Gate:
-    """Whether the longest boundary fits into the budget: five passes over a graph of the demo's size.
+def latency_gate(policy: GraphPolicy, limit: float) -> Gate:
+    """Whether the longest boundary fits into the budget: `STEPS` passes over a graph of the demo's size.
 
     The p99 of 100 passes, the best of five such rounds, in time on the processor: what else the machine does then is
     not the policy's fault, and the boundary's own budget is measured in every run.
@@ -195,7 +202,6 @@ def latency_gate(policy: GraphPolicy) -> Gate:
         torch.set_num_threads(threads)
     rounds = np.asarray(taken[20:]).reshape(5, 100)
     p99 = STEPS * float(np.percentile(rounds, 99, axis=1).min())
-    limit = DECIDE_MS.limit - HOP_MS
     reason = "" if p99 <= limit else f"{p99:.1f} ms for {STEPS} passes are more than {limit:g}"
     return Gate("latency", p99 <= limit, {"latency_p99_ms": p99}, reason)
 

@@ -58,19 +58,22 @@ def test_decisions_become_a_policy_and_the_policy_decides_once_it_is_promoted(sy
     assert learned.explored == 1
     with pytest.raises(PolicyRefused, match="not validated"):
         registry.promote(config.home, learned.policy_id, None)
-    verdict = validation.validate(config, learned.policy_id, count=5, margin=1.0)
+    verdict = validation.validate(config, learned.policy_id, count=5, margin=1.0, latency_ms=1000.0)
     assert verdict.passed, verdict.gates
     assert [gate.name for gate in verdict.gates] == ["loads", "masks", "chaos", "latency", "paired"]
 
-    run_id = system.submit(tuned(config, {"epochs": 60}))
+    run_id = system.submit(tuned(config, {"epochs": 3000}))
     until(lambda: progress(system, run_id).get("epoch", 0) >= 3, what="the second run decides")
     published(config, lambda publish: registry.promote(config.home, learned.policy_id, publish))
+    until(lambda: system.ask("tamiyo", "policy")["decides"] == learned.policy_id, what="Tamiyo takes the new policy")
+    reached = progress(system, run_id)["epoch"]
+    until(lambda: progress(system, run_id)["epoch"] >= reached + 3, what="the run goes on")
+    system.stop(run_id)
     system.wait(run_id)
     who = deciders(config, run_id)
     assert who[0] == HEURISTIC
     assert who[-1] == learned.policy_id
     assert sorted(set(who), key=who.index) == [HEURISTIC, learned.policy_id]
-    assert system.ask("tamiyo", "policy")["decides"] == learned.policy_id
 
     _a_damaged_policy_decides_nothing(system, learned.policy_id)
 
