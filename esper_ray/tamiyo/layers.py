@@ -101,7 +101,7 @@ def structure(counts: tuple[int, ...], edges: dict[tuple[str, str, str, str], Te
 
 
 class TypedLinear(nn.Module):
-    """One matrix for each node type and port, without bias.
+    """One matrix for each node type and port, without bias, as blocks of one parameter in the order of `PORTS`.
 
     Args:
         width: D, of the input.
@@ -111,19 +111,22 @@ class TypedLinear(nn.Module):
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
         self.outputs = outputs
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.empty(len(PORTS[name]) * outputs, width)) for name in NODE_TYPES
-        )
+        self.weight = nn.Parameter(torch.empty(sum(PORT_COUNTS) * outputs, width))
+        nn.init.normal_(self.weight, std=(1.0 / (2.0 * width)) ** 0.5)
 
     def block(self, node_type: str, port: str) -> Tensor:
         """[O, D], the matrix of one port."""
-        place = PORTS[node_type].index(port) * self.outputs
-        found: Tensor = self.weights[NODE_TYPES.index(node_type)][place : place + self.outputs]
-        return found
+        place = NODE_TYPES.index(node_type)
+        start = (sum(PORT_COUNTS[:place]) + PORTS[node_type].index(port)) * self.outputs
+        return self.weight[start : start + self.outputs]
+
+    def by_type(self) -> tuple[Tensor, ...]:
+        """For each node type the matrices of its ports, [ports * O, D]."""
+        return torch.split(self.weight, [count * self.outputs for count in PORT_COUNTS])
 
     def forward(self, nodes: Tensor, counts: tuple[int, ...]) -> Tensor:
         """[M, D] to the rows of all ports, [R, O]."""
-        parts = zip(torch.split(nodes, list(counts)), self.weights, strict=True)
+        parts = zip(torch.split(nodes, list(counts)), self.by_type(), strict=True)
         return torch.cat([functional.linear(part, weight).view(-1, self.outputs) for part, weight in parts])
 
 
@@ -136,8 +139,6 @@ class SageLayer(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = TypedLinear(width, width)
-        for weight in self.linear.weights:
-            nn.init.normal_(weight, std=(1.0 / (2.0 * width)) ** 0.5)
 
     def forward(self, nodes: Tensor, edges: Structure) -> Tensor:
         """[M, D] to [M, D]; the mean over no neighbours is 0."""
@@ -161,8 +162,6 @@ class GatLayer(nn.Module):
         super().__init__()
         self.width, self.heads = width, heads
         self.linear = TypedLinear(width, width + 2 * heads)
-        for weight in self.linear.weights:
-            nn.init.normal_(weight, std=(1.0 / (2.0 * width)) ** 0.5)
 
     def forward(self, nodes: Tensor, edges: Structure) -> Tensor:
         """[M, D] to [M, D]; a node without neighbours hears nothing."""

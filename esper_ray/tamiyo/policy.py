@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -100,7 +101,7 @@ class GraphPolicy(nn.Module):
             for head in (self.operation, self.schedule, self.outlook):
                 head.bias.zero_()
             self.operation.bias[NO_OP] = self.config.rest
-        self._parts = list(self.modules())
+        self._tables = [part._parameters for part in self.modules() if part._parameters]
         self._single: tuple[tuple[int, ...], Single | None] | None = None
 
     def act(self, obs: Tensors, *, generator: torch.Generator, greedy: bool = False) -> Acted:
@@ -156,9 +157,7 @@ class GraphPolicy(nn.Module):
 
     def _in_numpy(self) -> Single | None:
         """The weights for numpy, made anew when a tensor was replaced; None where they are not in main memory."""
-        places = tuple(
-            each.data_ptr() for part in self._parts for each in part._parameters.values() if each is not None
-        )
+        places = tuple([each.data_ptr() for table in self._tables for each in table.values() if each is not None])
         if self._single is None or self._single[0] != places:
             weight = self.trunk.weight
             fits = weight.device.type == "cpu" and weight.dtype == torch.float32
@@ -243,13 +242,13 @@ def _gumbel(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
 
 
 def _of_one(decided: Decided) -> Acted:
-    heads = torch.tensor([decided.log_probs])
+    heads = torch.from_numpy(np.array([decided.log_probs], np.float32))
     return Acted(
-        actions=torch.tensor([decided.actions]),
+        actions=torch.from_numpy(np.array([decided.actions])),
         log_probs=heads.sum(1),
-        values=torch.tensor([decided.value]),
+        values=torch.from_numpy(np.array([decided.value], np.float32)),
         head_log_probs=heads,
-        risk=torch.from_numpy(decided.risk).softmax(0).unsqueeze(0),
+        risk=torch.from_numpy(decided.risk[None]).softmax(1),
     )
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from esper_ray.tamiyo.actions import GERMINATE, NO_OP, SCHEDULES
 from esper_ray.tamiyo.encoder import IDENTITIES, structure_of
@@ -30,8 +29,8 @@ Indices = npt.NDArray[np.int64]
 Arrays = Mapping[str, npt.NDArray[Any]]
 Affine = tuple[Tensor, Tensor | None]
 HUGE = 1e30
-LARGEST = 20_000
-"""Rows of ports up to which numpy's small start of an operation still counts."""
+LARGEST = 1000
+"""Nodes up to which numpy's quick start of an operation counts."""
 
 _KEPT = 64
 
@@ -89,12 +88,12 @@ class Single:
         encoder = policy.encoder
         self._inputs = tuple(_affine(each) for each in (encoder.layers, encoder.slots, encoder.blueprints, encoder.run))
         self._identities = _array(encoder.identities.weight)
-        self._norm = encoder.norm
+        self._norm = _Norm(encoder.norm)
         self._graph_layers = [
             (
                 layer.heads if isinstance(layer, GatLayer) else 0,
-                [each.detach().t() for each in layer.linear.weights],
-                norm,
+                [weight.detach().t() for weight in layer.linear.by_type()],
+                _Norm(norm),
             )
             for layer, norm in encoder.stack()
         ]
@@ -141,11 +140,11 @@ class Single:
             for name, affine in zip(("layers", "slots", "blueprints", "global"), self._inputs, strict=True)
         ]
         parts[2] += self._identities[seen["blueprint_ids"][0].astype(np.int64, copy=False) % IDENTITIES]
-        nodes = _norm(np.concatenate(parts), self._norm)
+        nodes = self._norm(np.concatenate(parts))
         for heads, weights, norm in self._graph_layers:
             rows = _rows(nodes, weights, edges.counts)
             heard = _attend(rows, edges, heads, nodes.shape[1]) if heads else _mean(rows, edges)
-            nodes = _norm(nodes + np.maximum(heard, 0.0), norm)
+            nodes = norm(nodes + np.maximum(heard, 0.0))
         layers, slot_count, _, _ = edges.counts
         slots, blueprints, run = nodes[layers : layers + slot_count], nodes[layers + slot_count : -1], nodes[-1]
         there = (seen["slots"][0, :, :1] > 0).astype(np.float32)
@@ -220,9 +219,8 @@ def _hear(nodes: Floats, edges: Wiring, read: Floats) -> Floats:
 
 def small(obs: Mapping[str, Tensor]) -> bool:
     """Whether there is one observation only, and its graph is small enough."""
-    counts = (obs["layers"].shape[1], obs["slots"].shape[1], obs["blueprints"].shape[1], 1)
-    rows = sum(count * ports for count, ports in zip(counts, PORT_COUNTS, strict=True))
-    return len(obs["global"]) == 1 and rows <= LARGEST
+    nodes = obs["layers"].shape[1] + obs["slots"].shape[1] + obs["blueprints"].shape[1] + 1
+    return len(obs["global"]) == 1 and nodes <= LARGEST
 
 
 def _array(tensor: Tensor) -> Floats:
@@ -245,10 +243,15 @@ def _product(left: Floats, weight: Tensor, bias: Tensor | None = None) -> Floats
     return found
 
 
-def _norm(nodes: Floats, norm: nn.LayerNorm) -> Floats:
-    given, shape = torch.from_numpy(nodes), tuple(norm.normalized_shape)
-    found: Floats = functional.layer_norm(given, shape, norm.weight, norm.bias, norm.eps).numpy()
-    return found
+class _Norm:
+    """A layer norm on [M, D]."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self._arguments = tuple(norm.normalized_shape), norm.weight.detach(), norm.bias.detach(), norm.eps
+
+    def __call__(self, nodes: Floats) -> Floats:
+        found: Floats = torch.layer_norm(torch.from_numpy(nodes), *self._arguments).numpy()
+        return found
 
 
 def _pick(logits: Floats, legal: npt.NDArray[np.bool_], noise: Floats | None) -> tuple[int, float]:
