@@ -161,7 +161,12 @@ def replay_sample_us(*, samples: int = 2_000, count: int = 32, steps: int = 32) 
 
 def chosen(python: str, *, quick: bool) -> tuple[list[Pairing], list[str]]:
     """The pairings to measure, and the modules that are not installed: their peers are left out."""
-    missing = [name for name in sorted({each.needs or "" for each in PAIRINGS} - {""}) if not _installed(python, name)]
+    needed = sorted({pairing.needs for pairing in PAIRINGS if pairing.needs})
+    missing = [name for name in needed if not pairings.installed(python, name)]
+    if missing:
+        names = " and ".join(missing)
+        text = f"not installed for {python}, so left out: {names}. To have them:\n  {pairings.INSTALL}"
+        common.console.print(text, markup=False, soft_wrap=True)
     picked = []
     for pairing in PAIRINGS:
         if pairing.needs in missing or (quick and pairing.name not in _QUICK_PAIRINGS):
@@ -170,13 +175,6 @@ def chosen(python: str, *, quick: bool) -> tuple[list[Pairing], list[str]]:
         else:
             picked.append(pairing)
     return [pairing.lasting(6.0 if quick else 20.0) for pairing in picked], missing
-
-
-def _installed(python: str, module: str) -> bool:
-    found = pairings.installed(python, module)
-    if not found:
-        common.console.print(f"{module} is not installed for {python}: left out. To have it:\n  {pairings.INSTALL}")
-    return found
 
 
 def measure(python: str, *, quick: bool, seeds: int, repeats: int) -> dict[str, Any]:
