@@ -31,6 +31,7 @@ from esper_ray.simic.plan import TrainingPlan
 from esper_ray.simic.policies import policy_for
 from esper_ray.simic.replay import Sample
 from esper_ray.simic.rollout import Rollout, RolloutSummary, Weights
+from esper_ray.simic.spaces import Interface
 from esper_ray.simic.training import Collected, Event, Lost, Updated
 
 _POLL_SECONDS = 1.0
@@ -48,10 +49,10 @@ class _Member:
 class RolloutActor(_Member):
     """Acts. Its state is its environments; a new one begins new episodes."""
 
-    def __init__(self, plan: TrainingPlan, worker: int, version: int) -> None:
+    def __init__(self, plan: TrainingPlan, interface: Interface, worker: int, version: int) -> None:
         torch.set_num_threads(1)
         self._steps = plan.config.rollout_steps
-        self._worker = worker_for(plan, plan.env.interface(), worker, version)
+        self._worker = worker_for(plan, interface, worker, version)
 
     def collect(self, weights: Weights) -> tuple[RolloutSummary, Rollout]:
         self._worker.set_weights(weights)
@@ -87,9 +88,9 @@ class ReplayActor(_Member):
 class LearnerActor(_Member):
     """Learns. Its state is in the training's folder as of the last checkpoint."""
 
-    def __init__(self, plan: TrainingPlan) -> None:
+    def __init__(self, plan: TrainingPlan, interface: Interface) -> None:
         torch.set_num_threads(1)
-        self._plan, self._learner = plan, Learner(plan, plan.env.interface())
+        self._plan, self._learner = plan, Learner(plan, interface)
 
     def open(self, resume: bool) -> tuple[Counters, int, Weights]:
         assert not resume or self._plan.folder is not None
@@ -159,13 +160,13 @@ class RayCrew:
     def open(self, *, resume: bool) -> tuple[Counters, int, Any]:
         if resume:
             assert self._plan.folder is not None
-        self._hire("learner", LearnerActor, self._plan)
+        self._hire("learner", LearnerActor, self._plan, self._interface)
         if self._plan.replayed:
             self._hire("replay", ReplayActor, self._plan, resume)
         counters, version, weights = self._ask("learner", "open", resume)
         self._version, self._weights, self._steps = version, ray.put(weights), counters.steps
         for worker in range(self.workers):
-            self._hire(f"worker {worker}", RolloutActor, self._plan, worker, version)
+            self._hire(f"worker {worker}", RolloutActor, self._plan, self._interface, worker, version)
         return counters, version, self._weights
 
     def collect(self, worker: int, version: int, weights: Any) -> None:  # noqa: ARG002
@@ -270,7 +271,7 @@ class RayCrew:
             ray.kill(self._actors[who])
         kept = self._plan.folder is not None and checkpoints.exists(self._plan.folder)
         if who == "learner":
-            self._hire(who, LearnerActor, self._plan)
+            self._hire(who, LearnerActor, self._plan, self._interface)
             self._ask(who, "open", kept)
             # Versions never go back, and nothing that was learned is lost but the optimiser's last moments.
             self._version += 1
@@ -278,7 +279,7 @@ class RayCrew:
         elif who == "replay":
             self._hire(who, ReplayActor, self._plan, kept)
         else:
-            self._hire(who, RolloutActor, self._plan, int(who.split()[1]), self._version)
+            self._hire(who, RolloutActor, self._plan, self._interface, int(who.split()[1]), self._version)
 
     def _ask(self, who: str, method: str, *arguments: Any) -> Any:
         """Call and wait.

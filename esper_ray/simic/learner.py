@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from esper_ray.errors import RunError
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.simic import checkpoints
 from esper_ray.simic.checkpoints import Counters
@@ -70,6 +72,9 @@ class Learner:
         Args:
             rollouts: of equal length; they are learned from side by side.
             replayed: segments of that length from earlier rollouts (IMPALA).
+
+        Raises:
+            RunError: a loss or a gradient is no finite number any more.
         """
         batch = joined(list(rollouts))
         share = min(1.0, self._steps / self._plan.steps) if self._config.anneal else 0.0
@@ -83,6 +88,12 @@ class Learner:
         self._version += 1
         names = list(dict.fromkeys(name for row in rows for name in row))
         means = {name: float(torch.stack([row[name] for row in rows if name in row]).mean()) for name in names}
+        if not all(map(math.isfinite, means.values())):
+            raise RunError(
+                f"The training has diverged at update {self._version}.",
+                why=f"Not finite: {', '.join(name for name, value in means.items() if not math.isfinite(value))}.",
+                remedy="Lower simic.learning_rate or simic.clip_norm, and resume from the last checkpoint.",
+            )
         metrics = {**means, "learning_rate": self._optimizer.rate, "optimizer_steps": float(len(rows))}
         return Learned(self._version, metrics, priorities)
 

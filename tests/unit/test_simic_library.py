@@ -14,17 +14,18 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from esper_ray.config import SimicConfig
-from esper_ray.errors import CheckpointError, ConfigError, EnvironmentRefused
+from esper_ray.errors import CheckpointError, ConfigError, EnvironmentFault, EnvironmentRefused, RunError
 from esper_ray.simic import checkpoints
 from esper_ray.simic.distributions import Categoricals
 from esper_ray.simic.environments import EnvChoice
 from esper_ray.simic.evaluation import evaluate
 from esper_ray.simic.learner import Learner
+from esper_ray.simic.localcrew import LocalCrew
 from esper_ray.simic.plan import TrainingPlan, settings_for
 from esper_ray.simic.policies import ActorCritic, policy_for
 from esper_ray.simic.rollout import Rollout, RolloutWorker, joined
 from esper_ray.simic.segments import rollout_of, segments
-from esper_ray.simic.training import TrainingResult, train
+from esper_ray.simic.training import Lost, TrainingResult, train
 
 COUNTING, MASKED, MANY, BROKEN, OWN = (
     f"simic-tests/{name}-v0" for name in ("Counting", "Masked", "Many", "Broken", "Own")
@@ -387,6 +388,28 @@ def test_target_kl_ends_the_passes_over_a_batch() -> None:
         counts.append(learner.learn([rollout]).metrics["optimizer_steps"])
     assert counts[0] == 10
     assert counts[1] < 10
+
+
+def test_a_training_that_diverges_says_so_and_ends() -> None:
+    learner = Learner(plan(algo="impala", anneal=False), EnvChoice("CartPole-v1").interface())
+    rollout = worker(EnvChoice("CartPole-v1"), envs=4).collect(32)
+    with pytest.raises(RunError, match="has diverged at update 1"):
+        learner.learn([replaced(rollout, log_probs=rollout.log_probs - np.inf)])
+
+
+class Unlucky(LocalCrew):
+    """Loses its learner at every update."""
+
+    def learn(self, rollouts: Any) -> None:
+        self._queue.append(lambda: Lost("learner", weights=self._learner.weights(), why="It was out of memory."))
+
+
+def test_a_crew_that_loses_somebody_again_and_again_ends_the_training_with_the_cause() -> None:
+    intended = plan()
+    crew = Unlucky(intended)
+    with pytest.raises(EnvironmentFault, match=r"lost its learner, for the 9th time.*out of memory"):
+        train(intended, crew)
+    crew.close()
 
 
 def curve(result: TrainingResult) -> list[tuple[Any, ...]]:
