@@ -21,6 +21,9 @@ from esper_ray.simic.tasks import sample_task
 from esper_ray.tamiyo.brains import Brain, LearnedBrain, ScriptedBrain
 from esper_ray.tamiyo.heuristic import CONTROLLERS
 
+FIRST_SEED = 1_000_000
+"""Of the tasks that are compared on: apart from those that tasks and rewards were chosen by."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -87,7 +90,8 @@ def _row(name: str, results: Sequence[EpisodeResult], first: Sequence[float] | N
 def play(config: Config, brain: Brain, number: int) -> EpisodeResult:
     """Held-out episode ``number``: the same task and seed for everybody who plays it."""
     settings = TamiyoConfig(**{**config.tamiyo.model_dump(), "exploration": 0.0, "greedy": True})
-    return play_episode(sample_task(number, split="held_out"), brain, folder=config.home / "data", settings=settings)
+    task = sample_task(FIRST_SEED + number, split="held_out")
+    return play_episode(task, brain, folder=config.home / "data", settings=settings)
 
 
 def brain_of(home: Path, name: str) -> Brain:

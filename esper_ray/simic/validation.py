@@ -16,22 +16,22 @@ import numpy.typing as npt
 import torch
 
 from esper_ray.config import Config
-from esper_ray.contracts.budgets import DECIDE_MS
+from esper_ray.contracts.budgets import DECIDE_MS, MAX_COMMANDS_PER_BOUNDARY
 from esper_ray.errors import PolicyRefused
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.reliability.intervals import interval
 from esper_ray.simic import comparison, registry
+from esper_ray.simic.env import LAYOUT
 from esper_ray.tamiyo import graph, policy_store
 from esper_ray.tamiyo.actions import Choice, Masks
-from esper_ray.tamiyo.graph import Layout, Observation
+from esper_ray.tamiyo.graph import Observation
 from esper_ray.tamiyo.policy import GraphPolicy
 from esper_ray.tamiyo.seat import HEURISTIC, promotions
 
-LAYOUT = Layout(layers=10, slots=3, blueprints=45, edges=9)
 LATENCY_MS = DECIDE_MS.limit - 2.0
 """Tamiyo's budget less what is set aside for the way there and back."""
-STEPS = LAYOUT.slots + 1
-"""Micro-steps that a boundary of the demo may take: a command for each slot, and the end."""
+STEPS = MAX_COMMANDS_PER_BOUNDARY
+"""Micro-steps that one boundary may take: the last command ends it."""
 
 
 @dataclass(frozen=True, slots=True)

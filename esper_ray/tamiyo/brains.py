@@ -133,6 +133,18 @@ class LearnedBrain:
     def __init__(self, policy: GraphPolicy, version: str) -> None:
         self._policy, self.version = policy, version
 
+    def warm_up(self) -> None:
+        """Pass over an empty graph once: the first pass of a new network takes several times longer than the others."""
+        import torch
+
+        shapes = graph.shapes(graph.Layout(layers=1, slots=1, blueprints=1, edges=1))
+        empty = {
+            name: torch.zeros((1, *shape), dtype=getattr(torch, np.dtype(kind).name))
+            for name, (shape, kind, _, _) in shapes.items()
+        }
+        with torch.inference_mode():
+            self._policy.act(empty, generator=torch.Generator(), greedy=True)
+
     def steps(self, view: RunView) -> list[Step]:
         taken: list[Proposal] = []
         steps: list[Step] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -83,6 +84,8 @@ def load(home: Path, policy_id: str) -> tuple[GraphPolicy, Metadata]:
         PolicyRefused: it is missing, damaged, foreign (another format, other features, another network), or not finite;
             ``reason`` says which.
     """
+    if not re.fullmatch(r"[\w-]+", policy_id):
+        raise _refusal(repr(policy_id), "missing", "That is no policy's id.", "See `esper policy list`.")
     folder = home / POLICIES / policy_id
     card, weights = _read(folder, policy_id)
     if card["format"] != FORMAT or card["features"] != FEATURES_DIGEST:

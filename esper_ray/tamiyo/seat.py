@@ -142,7 +142,9 @@ class PolicySeat:
                 remedy="Validate and promote it again.",
                 reason="damaged",
             )
-        return LearnedBrain(policy, policy_id)
+        brain = LearnedBrain(policy, policy_id)
+        brain.warm_up()
+        return brain
 
 
 def _name(brain: LearnedBrain | None) -> str:
