@@ -115,7 +115,7 @@ class RunError(EsperError):
 
 
 class EnvironmentRefused(EsperError):
-    """A reinforcement-learning environment does not exist, has unsupported spaces, or gave values that are no numbers."""
+    """An environment to learn in does not exist, has unsupported spaces, or gave values that are no numbers."""
 
 
 class ReplayError(EsperError):
