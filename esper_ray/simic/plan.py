@@ -15,38 +15,13 @@ Algo = Literal["ppo", "impala"]
 ALGOS: tuple[str, ...] = get_args(Algo)
 
 PRESETS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    ("impala", ""): {"rollout_steps": 32, "envs": 16, "minibatches": 1, "learning_rate": 2e-3, "entropy_weight": 0.01},
-    # An episode is a training run of some seconds: few environments, short rollouts, no discount, many passes.
-    ("ppo", "esper_ray/Morphogenesis-v0"): {
-        "envs": 4,
+    ("impala", ""): {
         "rollout_steps": 64,
-        "epochs": 6,
         "minibatches": 4,
-        "learning_rate": 7e-4,
-        "gamma": 1.0,
+        "learning_rate": 1e-3,
         "entropy_weight": 0.01,
-        "target_kl": 0.03,
-        "evaluate_every": 4000,
-        "evaluate_episodes": 12,
-        "checkpoint_every": 500,
-        "request_seconds": 600.0,
+        "clip_norm": 40.0,
     },
-    ("impala", "esper_ray/Morphogenesis-v0"): {
-        "envs": 4,
-        "rollout_steps": 32,
-        "minibatches": 1,
-        "learning_rate": 7e-4,
-        "gamma": 1.0,
-        "entropy_weight": 0.01,
-        "evaluate_every": 4000,
-        "evaluate_episodes": 12,
-        "checkpoint_every": 500,
-        "request_seconds": 600.0,
-    },
-    ("ppo", "CartPole-v1"): {},
-    ("ppo", "Acrobot-v1"): {},
-    ("impala", "CartPole-v1"): {},
-    ("impala", "Acrobot-v1"): {},
 }
 """Settings by algorithm and environment; those without an environment hold for all. The user's own come before them."""
 

@@ -8,7 +8,7 @@ reset that row is already the new episode's first; the final observation's value
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,23 +120,24 @@ def joined(rollouts: list[Rollout]) -> Rollout:
     )
 
 
-@dataclass(slots=True)
 class _Episodes:
-    """Returns and lengths of the episodes that run, and of those that ended in this rollout."""
+    """Returns and lengths so far of the episodes that run."""
 
-    sums: npt.NDArray[np.float64]
-    counts: npt.NDArray[np.int64]
-    returns: list[float] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
+    def __init__(self, envs: int) -> None:
+        self._sums, self._counts = np.zeros(envs), np.zeros(envs, np.int64)
 
-    def note(self, rewards: Array, valid: Array, done: Array) -> None:
-        self.sums += rewards
-        self.counts += valid
-        if done.any():
-            self.returns += self.sums[done].tolist()
-            self.lengths += self.counts[done].tolist()
-            self.sums[done] = 0.0
-            self.counts[done] = 0
+    def count(self, rewards: Array, valid: Array, done: Array) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """(returns, lengths) of those that ended in these steps [T, B], in their order."""
+        sums = self._sums + np.cumsum(rewards * valid, axis=0, dtype=np.float64)
+        counts = self._counts + np.cumsum(valid, axis=0)
+        before_sums, before_counts = np.zeros_like(self._sums), np.zeros_like(self._counts)
+        returns, lengths = [], []
+        for step, env in np.argwhere(done).tolist():
+            returns.append(float(sums[step, env] - before_sums[env]))
+            lengths.append(int(counts[step, env] - before_counts[env]))
+            before_sums[env], before_counts[env] = sums[step, env], counts[step, env]
+        self._sums, self._counts = sums[-1] - before_sums, counts[-1] - before_counts
+        return tuple(returns), tuple(lengths)
 
 
 class RolloutWorker:
@@ -160,7 +161,7 @@ class RolloutWorker:
         first, info = vector.reset(seed=derive_seed(seed, "environments", worker) % _SEEDS)
         self._obs = {key: np.array(value) for key, value in interface.observed(first, info).items()}
         self._resetting = np.zeros(self._envs, np.bool_)
-        self._episodes = _Episodes(np.zeros(self._envs), np.zeros(self._envs, np.int64))
+        self._episodes = _Episodes(self._envs)
         self._version = -1
 
     def set_weights(self, weights: Weights) -> None:
@@ -178,35 +179,33 @@ class RolloutWorker:
         columns = self._columns(steps)
         tensors = {key: torch.from_numpy(array) for key, array in columns.obs.items()}
         finals = np.zeros((steps, self._envs), np.float32) if self._same_step else None
-        episodes = self._episodes
-        episodes.returns, episodes.lengths = [], []
         with torch.inference_mode():
             for step in range(steps):
                 for key, column in columns.obs.items():
                     column[step] = self._obs[key]
                 acted = self._policy.act({key: each[step] for key, each in tensors.items()}, generator=self._generator)
-                choices = acted.actions.numpy()
-                columns.actions[step] = choices
+                columns.actions[step] = choices = acted.actions.numpy()
                 columns.log_probs[step] = acted.log_probs.numpy()
                 columns.values[step] = acted.values.numpy()
                 after, rewards, terminated, truncated, info = self._vector.step(self._interface.actions(choices))
                 columns.rewards[step] = rewards
                 columns.terminated[step] = terminated
                 columns.truncated[step] = truncated
-                done = columns.terminated[step] | columns.truncated[step]
-                if not self._same_step:
-                    np.logical_not(self._resetting, out=columns.valid[step])
-                    self._resetting = done
-                elif finals is not None and columns.truncated[step].any():
+                if finals is not None and columns.truncated[step].any():
                     finals[step] = self._final_values(info, columns.truncated[step])
                 self._obs = self._interface.observed(after, info)
-                episodes.note(columns.rewards[step], columns.valid[step], done)
+            # Some vectors write their next observations into the same arrays.
             self._obs = {key: np.array(value) for key, value in self._obs.items()}
             for key, column in columns.obs.items():
                 column[steps] = self._obs[key]
             columns.values[steps] = self._values({key: each[steps] for key, each in tensors.items()})
         self._check(columns)
-        return replace(columns, final_values=finals, returns=tuple(episodes.returns), lengths=tuple(episodes.lengths))
+        done = columns.terminated | columns.truncated
+        if not self._same_step:
+            columns.valid[0], columns.valid[1:] = ~self._resetting, ~done[:-1]
+            self._resetting = done[-1]
+        returns, lengths = self._episodes.count(columns.rewards, columns.valid, done)
+        return replace(columns, final_values=finals, returns=returns, lengths=lengths)
 
     def close(self) -> None:
         self._vector.close()
