@@ -42,7 +42,7 @@ def list_policies(config: File = None, settings: Settings = None) -> None:
     """List the policies of this home folder, the newest first; the star decides."""
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for column in ("", "policy", "from", "learned by", "made", "validation"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column in ("policy", "from"))
     for row in registry.rows(_load(config, settings).home):
         learned = f"{row.summary.get('algo', '')} {row.summary.get('steps', row.summary.get('decisions', ''))}"
         table.add_row(
@@ -50,7 +50,7 @@ def list_policies(config: File = None, settings: Settings = None) -> None:
             row.policy_id,
             row.parent_id,
             learned,
-            row.created_at[:16].replace("T", " "),
+            row.created_at[5:16].replace("T", " "),
             verdict_text(row.validation),
         )
     console.print(table if table.row_count else "There are no policies yet. Learn one: esper simic train")

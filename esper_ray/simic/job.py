@@ -198,8 +198,8 @@ def offline(
             loaded, start_from=start_from, runs=runs or (), passes=passes, seed=seed, on_pass=advance
         )
     console.print(
-        f"learned from {found.trajectories} runs with {found.steps} decisions "
-        f"({found.explored} runs explored); effective sample size {found.effective_sample_size:.1f}"
+        f"learned from {found.trajectories} run(s) with {found.steps} decisions "
+        f"({found.explored} explored); effective sample size {found.effective_sample_size:.1f}"
     )
     for reason, count in found.left_out.items():
         console.print(f"left out {count}: {reason}")
@@ -251,7 +251,7 @@ def list_trainings(config: File = None, settings: Settings = None) -> None:
 
 def _where(plan: TrainingPlan) -> str:
     count = plan.config.workers
-    return f"{count} workers on Ray" if count else "in this process"
+    return f"{count} worker{'s' if count > 1 else ''} on Ray" if count else "in this process"
 
 
 @contextlib.contextmanager
@@ -370,6 +370,8 @@ def _bar(what: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def _conclude(folder: Path, schooled: Schooled) -> None:
+    from esper_ray.simic.schooling import POLICY
+
     result = schooled.result
     console.print(f"{result.state} after {result.steps} steps, {result.seconds:.0f} s and {result.restarts} restarts")
     console.print(f"curve   {schooled.picture}")
@@ -378,7 +380,7 @@ def _conclude(folder: Path, schooled: Schooled) -> None:
     elif schooled.policy_id:
         console.print(f"policy  {schooled.policy_id}; next: esper policy validate {schooled.policy_id}")
     else:
-        console.print(f"policy  {folder}")
+        console.print(f"policy  {folder / POLICY}")
 
 
 def main() -> None:

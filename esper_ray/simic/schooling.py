@@ -1,6 +1,6 @@
 """One training with what a person wants of it: its folder, its curve, its picture, its policy, and what Nissa hears.
 
-    school/<name>/   plan.json, checkpoint.*, curve.jsonl, learning-curve.png, result.json
+    school/<name>/   plan.json, checkpoint.*, curve.jsonl, learning-curve.png, result.json, policy.*
     policies/<id>/   the policy that came out, where the environment is Tamiyo's own
 
 No Ray: who acts and learns is given.
@@ -17,19 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
+
 from esper_ray.config import Config, SimicConfig
 from esper_ray.contracts.messages import MetricPoint
 from esper_ray.contracts.ports import Publisher
 from esper_ray.contracts.telemetry import event, publish_telemetry
 from esper_ray.errors import CheckpointError, ConfigError
 from esper_ray.reliability import atomic
+from esper_ray.reliability.ids import digest
 from esper_ray.simic import checkpoints, plots
 from esper_ray.simic.environments import EnvChoice
 from esper_ray.simic.plan import TrainingPlan
 from esper_ray.simic.policies import Policy, policy_for
 from esper_ray.simic.training import Crew, Progress, TrainingResult, train
+from esper_ray.tamiyo import policy_store
 from esper_ray.tamiyo.policy import GraphPolicy
 
+POLICY = "policy.safetensors"
 _PLAN, _CURVE, _RESULT, _PICTURE = "plan.json", "curve.jsonl", "result.json", "learning-curve.png"
 
 
@@ -167,7 +173,7 @@ class School:
     def draw(self) -> Path:
         """The picture of the curve so far."""
         plan = self._plan
-        title = f"{plan.algo} on {plan.env.id}, seed {plan.seed}, {plan.config.workers} workers"
+        title = f"{plan.algo} on {plan.env.id}, seed {plan.seed}, {plan.config.workers or 'no'} workers"
         return plots.learning_curve(self.folder / _PICTURE, title, list(self.curve()))
 
     def curve(self) -> list[dict[str, Any]]:
@@ -232,13 +238,8 @@ class School:
         publish_telemetry(self._publisher, "simic", self.name, 0, (), [event("school", told, message=message)])
 
     def _hand_out(self, result: TrainingResult) -> str:
-        """Keep Tamiyo's policy with its lineage; the id under which it is now known."""
-        policy = self.policy(result)
-        if not isinstance(policy, GraphPolicy):
-            return ""
-        from esper_ray.tamiyo import policy_store
-
-        plan = self._plan
+        """Keep the policy with its lineage; the id under which Tamiyo now knows it, empty where it is not hers."""
+        plan, policy = self._plan, self.policy(result)
         summary = {
             "training": self.name,
             "algo": plan.algo,
@@ -248,7 +249,13 @@ class School:
             "settings": plan.config.model_dump(mode="json"),
             "evaluations": result.evaluations[-3:],
         }
-        return policy_store.save(self._config.home, policy, parent_id=parent_of(plan.initial), training=summary)
+        if isinstance(policy, GraphPolicy):
+            return policy_store.save(self._config.home, policy, parent_id=parent_of(plan.initial), training=summary)
+        weights = safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in result.weights.arrays.items()})
+        card = {**summary, "parent": str(plan.initial or ""), "digest": digest(weights)}
+        atomic.write_bytes(self.folder / POLICY, weights)
+        atomic.write_text(self.folder / "policy.json", json.dumps(card, indent=1))
+        return ""
 
     def policy(self, result: TrainingResult) -> Policy:
         """The policy with the weights that the training ended with."""
