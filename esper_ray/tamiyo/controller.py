@@ -155,6 +155,7 @@ class Tamiyo:
             "statistics": statistics.hex(),
             "commands": [data.hex() for data in commands],
             "records": [data.hex() for data in records],
+            "observations": [observations.pack(step.observation).hex() for step in steps] if records else [],
         }
         self._journal.append(
             f"states/{view.opening.run}", json.dumps(stored).encode(), key=f"{view.now.branch}/{view.now.epoch}"
@@ -199,7 +200,7 @@ class Tamiyo:
                     command_id=each.command_id,
                     version=version,
                     view=view,
-                    digest=observations.write(self._observations, step.observation),
+                    digest=graph.observation_digest(step.observation),
                     place=place,
                 )
             )
@@ -277,13 +278,21 @@ class Tamiyo:
         self._observed[run] = {}
         ours = [entry.seq for entry in self._journal.read("openings") if json.loads(entry.payload)["run"] == run]
         self._journal.remove(ours)
-        self._journal.remove_before("reports", self._clock.now_ns() - REPORT_RETENTION_NS)
+        old = self._clock.now_ns() - REPORT_RETENTION_NS
+        self._journal.remove_before("reports", old)
+        open_runs = {json.loads(entry.payload)["run"] for entry in self._journal.read("openings")}
+        for stream in self._journal.streams("states/"):
+            if stream.removeprefix("states/") not in open_runs:
+                self._journal.remove_before(stream, old)
 
     def _record_end(self, run: str) -> None:
         view = self._views.get(run)
         if view is None or not view.states or self._observations is None or not view.config.record:
             return
         if view.opening.candidates:
+            for entry in self._journal.read(f"states/{run}"):
+                for text in json.loads(entry.payload).get("observations", ()):
+                    observations.write(self._observations, observations.unpack(bytes.fromhex(text)))
             record = DecisionRecord(
                 command_id=derive_seed(run, "end", view.now.branch, view.now.epoch),
                 policy_version=view.opening.controller,

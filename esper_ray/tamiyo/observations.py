@@ -1,7 +1,7 @@
 """Where observations are kept for Simic: one file each, under the name of its content.
 
-A record on the bus names its observation by digest. The files are not synced, for a boundary must not wait for the
-disk: what a power cut takes is noticed by its digest, and that step is not learned from.
+A record on the bus names its observation by digest. While a run goes on its observations are in Tamiyo's journal; the
+files are written when it is over, before its end is told, so that no boundary waits for them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from esper_ray.errors import CorruptArtifact
 from esper_ray.tamiyo.graph import Observation, observation_digest
 
 
+def pack(observation: Observation) -> bytes:
+    """As safetensors."""
+    return bytes(save({key: np.ascontiguousarray(array) for key, array in observation.items()}))
+
+
 def write(folder: Path, observation: Observation) -> str:
     """Keep an observation; returns its digest. Writing the same one twice changes nothing."""
     name = observation_digest(observation)
@@ -23,9 +28,14 @@ def write(folder: Path, observation: Observation) -> str:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_suffix(f".{os.getpid()}")
-        beside.write_bytes(save({key: np.ascontiguousarray(array) for key, array in observation.items()}))
+        beside.write_bytes(pack(observation))
         beside.replace(file)
     return name
+
+
+def unpack(data: bytes) -> Observation:
+    """The inverse of `pack`."""
+    return dict(load(data))
 
 
 def read(folder: Path, name: str) -> Observation:
