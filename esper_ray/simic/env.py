@@ -4,6 +4,9 @@ An operation other than NO_OP is queued: the next observation shows it as pendin
 trained. NO_OP, or the fourth command, closes the boundary: the commands are carried out, one epoch trains, and the
 reward of `reward.py` comes. After the last epoch the episode is terminated; it is never truncated.
 
+With ``against_host`` the last reward is less what the same task is worth when nothing is ever grown: no action changes
+that number, so it changes no policy's rank, and it takes away most of what makes returns differ between tasks.
+
 The observation holds the masks of what is legal. A head that does not apply (the slot of NO_OP, the blueprint of CULL)
 may have any value. What to do with an illegal action is the option ``illegal``: "error" raises, "no_op" counts it as
 NO_OP and says so in ``info["illegal"]``. The registered environment has "no_op", for checkers that draw blindly.
@@ -12,6 +15,7 @@ NO_OP and says so in ``info["illegal"]``. The registered environment has "no_op"
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -53,6 +57,8 @@ class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
         split: which part of the tasks is drawn from: "train" or "held_out".
         task: play this one only.
         rewards: the rents, as a `RewardConfig` or its fields.
+        tasks: draw from so many tasks only, always the same ones; 0 draws a new one each time.
+        against_host: the return is the gain over the host alone. The host's run is made once for each task.
         folder: where data sets are kept; the configured home's by default.
         illegal: what an illegal action does, "error" or "no_op".
 
@@ -68,6 +74,8 @@ class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
         split: SplitName = "train",
         task: ShortTask | Mapping[str, Any] | None = None,
         rewards: RewardConfig | Mapping[str, Any] | None = None,
+        tasks: int = 0,
+        against_host: bool = False,
         folder: Path | str | None = None,
         illegal: Literal["error", "no_op"] = "error",
         render_mode: str | None = None,
@@ -77,6 +85,9 @@ class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
         self._task = None if task is None else _made(ShortTask, task)
         self._rewards = _made(RewardConfig, rewards or {})
         self._folder = Path(folder) if folder is not None else build({}).home / "data"
+        if tasks < 0:
+            raise EnvironmentRefused(f"{MORPHOGENESIS} cannot draw from {tasks} tasks.", remedy="0 is all of them.")
+        self._tasks, self._against_host = tasks, against_host
         self._episode: Episode | None = None
         self._pending: list[Proposal] = []
         self._observation: Observation = {}
@@ -106,7 +117,7 @@ class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
             EnvironmentRefused: such a task there is not.
         """
         super().reset(seed=seed)
-        number = int(self.np_random.integers(2**31))
+        number = int(self.np_random.integers(self._tasks or 2**31))
         wanted = (options or {}).get("task", self._task)
         drawn = sample_task(derive_seed("environment", number), split=self._split)
         task = drawn if wanted is None else _made(ShortTask, wanted)
@@ -146,6 +157,8 @@ class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
         info = self._info(illegal=not legal)
         if episode.over:
             info["result"] = episode.result().describe()
+            if self._against_host:
+                given -= worth_alone(episode.task, self._folder, self._rewards)
         return self._look(), given, episode.over, False, info
 
     def _look(self) -> Observation:
@@ -163,6 +176,16 @@ class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
         legal = self._masks()
         masks = {name: getattr(legal, name).copy() for name in Masks.__slots__}
         return {"epoch": self._episode.view.now.epoch, "masks": masks, "illegal": False, **more}
+
+
+@lru_cache(maxsize=4096)
+def worth_alone(task: ShortTask, folder: Path, rewards: RewardConfig) -> float:
+    """What a task is worth when nothing is grown."""
+    episode = Episode(task, folder=folder, rewards=rewards)
+    episode.open()
+    while not episode.over:
+        episode.advance([])
+    return episode.result().reward
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:

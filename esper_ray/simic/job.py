@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 MORPHOGENESIS = "esper_ray/Morphogenesis-v0"
 _LINE_SECONDS = 5.0
+# The return is the gain over the host alone, without shaping: what differs between tasks is no reason for a decision.
+_OWN_OPTIONS = {"illegal": "error", "against_host": True, "tasks": 96, "rewards": {"potential_weight": 0.0}}
 
 app = typer.Typer(
     name="simic",
@@ -105,7 +107,7 @@ def _plan(
     if workers is not None:
         chosen = chosen.model_copy(update={"workers": workers})
     title = name or new_run_id(f"{algo}-{env.rpartition('/')[2].removesuffix('-v0').removesuffix('-v1').lower()}")
-    options = {"folder": str(config.home / "data"), "illegal": "error"} if env == MORPHOGENESIS else {}
+    options = {"folder": str(config.home / "data"), **_OWN_OPTIONS} if env == MORPHOGENESIS else {}
     return TrainingPlan(
         env=EnvChoice(env, options),
         algo=algo,  # type: ignore[arg-type]

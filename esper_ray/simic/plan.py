@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from esper_ray.config import SimicConfig
 from esper_ray.errors import ConfigError
 from esper_ray.simic.environments import EnvChoice
+from esper_ray.simic.registration import MORPHOGENESIS
 
 Algo = Literal["ppo", "impala"]
 ALGOS: tuple[str, ...] = get_args(Algo)
@@ -21,6 +22,34 @@ PRESETS: Mapping[tuple[str, str], Mapping[str, Any]] = {
         "learning_rate": 1e-3,
         "entropy_weight": 0.01,
         "clip_norm": 40.0,
+    },
+    # An episode is a training run of some seconds: few environments, short rollouts, no discount, many passes.
+    ("ppo", MORPHOGENESIS): {
+        "rollout_steps": 64,
+        "epochs": 6,
+        "minibatches": 4,
+        "gae_lambda": 0.98,
+        "target_kl": 0.04,
+        "envs": 4,
+        "learning_rate": 1e-3,
+        "gamma": 1.0,
+        "entropy_weight": 0.003,
+        "evaluate_every": 4000,
+        "evaluate_episodes": 12,
+        "checkpoint_every": 500,
+        "request_seconds": 600.0,
+    },
+    ("impala", MORPHOGENESIS): {
+        "rollout_steps": 32,
+        "minibatches": 1,
+        "envs": 4,
+        "learning_rate": 1e-3,
+        "gamma": 1.0,
+        "entropy_weight": 0.003,
+        "evaluate_every": 4000,
+        "evaluate_episodes": 12,
+        "checkpoint_every": 500,
+        "request_seconds": 600.0,
     },
 }
 """Settings by algorithm and environment; those without an environment hold for all. The user's own come before them."""

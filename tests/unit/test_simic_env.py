@@ -350,3 +350,28 @@ def test_letting_alpha_go_up_and_down_earns_no_more_than_leaving_it_alone(tmp_pa
     assert sum(rewards) == pytest.approx(result.reward - result.accuracies[0])
     assert result.accuracy - result.reward > alone.accuracy - alone.reward
     assert sum(rewards) < sum(waiting)
+
+
+def test_against_the_host_waiting_earns_nothing_and_every_episode_keeps_its_rank(tmp_path):
+    flat = {"potential_weight": 0.0}
+    plain, relative = (small_env(tmp_path, rewards=flat, against_host=each) for each in (False, True))
+    returns = {}
+    for env in (plain, relative):
+        for name, first in (("wait", WAIT), ("grow", np.array([GERMINATE, 0, 5, 0]))):
+            env.reset(seed=1)
+            _, total, over, _, _ = env.step(first)
+            while not over:
+                _, given, over, _, _ = env.step(WAIT)
+                total += given
+            returns[env is relative, name] = total
+    assert returns[True, "wait"] == 0.0
+    alone = returns[False, "wait"]
+    assert returns[True, "grow"] == pytest.approx(returns[False, "grow"] - alone)
+
+
+def test_a_pool_of_tasks_is_always_the_same_and_a_negative_one_is_refused(tmp_path):
+    env = Morphogenesis(folder=tmp_path, tasks=2)
+    drawn = {env.reset(seed=seed)[1]["task"]["seed"] for seed in range(8)}
+    assert len(drawn) == 2
+    with pytest.raises(EnvironmentRefused, match="-1 tasks"):
+        Morphogenesis(folder=tmp_path, tasks=-1)
