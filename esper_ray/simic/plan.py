@@ -23,8 +23,6 @@ PRESETS: Mapping[tuple[str, str], Mapping[str, Any]] = {
         "entropy_weight": 0.01,
         "clip_norm": 40.0,
     },
-    # Its values go from 0 to about -60, and one pass over the data gives few steps to learn that.
-    ("impala", "Acrobot-v1"): {"minibatches": 16, "learning_rate": 3e-3},
     # An episode is a training run of some seconds: few environments, short rollouts, no discount, many passes.
     ("ppo", MORPHOGENESIS): {
         "rollout_steps": 64,
