@@ -20,6 +20,7 @@ from esper_ray.errors import CheckpointError
 from esper_ray.reliability import atomic
 from esper_ray.reliability.ids import digest
 from esper_ray.simic.spaces import Interface
+from esper_ray.tamiyo import policy_store
 
 FORMAT = 1
 _CARD = "checkpoint.json"
@@ -117,12 +118,17 @@ def load(
 
 
 def load_policy(folder: Path, interface: Interface, module: nn.Module) -> None:
-    """Only the policy's weights.
+    """Only the policy's weights, from a training's folder or from a policy that was kept.
 
     Raises:
         CheckpointError: as `load`.
+        PolicyRefused: the policy that was kept cannot be used.
     """
-    _, tensors = _read(folder, interface)
+    if (folder / "policy.json").exists() and not exists(folder):
+        kept, _ = policy_store.load(folder.parent.parent, folder.name)
+        tensors = {f"policy/{name}": tensor for name, tensor in kept.state_dict().items()}
+    else:
+        _, tensors = _read(folder, interface)
     _fill(folder, module, tensors)
 
 

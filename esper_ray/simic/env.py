@@ -119,7 +119,7 @@ class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
         super().reset(seed=seed)
         number = int(self.np_random.integers(self._tasks or 2**31))
         wanted = (options or {}).get("task", self._task)
-        drawn = sample_task(derive_seed("environment", number), split=self._split)
+        drawn = pool_task(number, self._split)
         task = drawn if wanted is None else _made(ShortTask, wanted)
         self._episode = Episode(task, folder=self._folder, rewards=self._rewards)
         self._episode.open()
@@ -176,6 +176,11 @@ class Morphogenesis(gymnasium.Env[Any, npt.NDArray[np.int64]]):
         legal = self._masks()
         masks = {name: getattr(legal, name).copy() for name in Masks.__slots__}
         return {"epoch": self._episode.view.now.epoch, "masks": masks, "illegal": False, **more}
+
+
+def pool_task(number: int, split: SplitName = "train") -> ShortTask:
+    """The task that an episode has whose environment drew ``number``."""
+    return sample_task(derive_seed("environment", number), split=split)
 
 
 @lru_cache(maxsize=4096)

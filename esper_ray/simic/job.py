@@ -177,6 +177,30 @@ def evaluate(
 
 
 @app.command()
+def imitate(
+    who: Annotated[str, typer.Argument(help="heuristic, random, periodic or never.")] = "heuristic",
+    episodes: Annotated[int, typer.Option(min=1, help="Training tasks that it plays.")] = 96,
+    seed: Annotated[int, typer.Option(help="Names every random draw.")] = 0,
+    config: File = None,
+    settings: Settings = None,
+) -> None:
+    """Make a policy that decides as a controller does: a start from which `train --from POLICY` can improve."""
+    import torch
+
+    from esper_ray.simic import imitation
+    from esper_ray.tamiyo.heuristic import CONTROLLERS
+
+    if who not in CONTROLLERS:
+        raise ConfigError(f"There is no controller {who!r}.", remedy=f"The controllers are {', '.join(CONTROLLERS)}.")
+    torch.set_num_threads(1)
+    loaded = configuration.load(config, settings or ())
+    with _bar("episodes", episodes) as advance:
+        policy_id, loss = imitation.imitate(loaded, who, episodes=episodes, seed=seed, on_episode=advance)
+    console.print(f"imitates {who} with a loss of {loss:.3f} nats per decision")
+    console.print(f"policy  {policy_id}; next: esper simic train --from {policy_id}")
+
+
+@app.command()
 def offline(
     start_from: Annotated[str, typer.Option("--from", help="A policy to improve; empty: a new one.")] = "",
     runs: Annotated[list[str] | None, typer.Option("--run", help="Only this run; may be repeated.")] = None,
