@@ -191,6 +191,7 @@ class Session:
             "mission control": self.ask("nissa", "address"),
             "bus": status["redis"]["how"],
             "events": nissa["store"]["how"],
+            "decides": self.ask("tamiyo", "policy")["decides"],
             "home": status["home"],
         }
 

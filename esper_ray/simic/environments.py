@@ -31,7 +31,7 @@ class EnvChoice:
         except (gymnasium.error.Error, ModuleNotFoundError) as error:
             raise EnvironmentRefused(
                 f"There is no environment {self.id!r}.",
-                why=" ".join(str(error).split()).rstrip(".") + ".",
+                why=" ".join(str(error).split()).rstrip("?.") + ".",
                 remedy="`gymnasium.pprint_registry()` prints the known ones; another package's is named package:Id-v0.",
             ) from None
         except TypeError as error:

@@ -87,12 +87,12 @@ def train(
     _refuse_device(device)
     loaded = configuration.load(config, settings or ())
     plan = _plan_again(loaded, resume) if resume else _plan(loaded, algo, env, steps, workers, seed, name, start_from)
-    with _nissa(loaded) as publisher, _Stop() as stop, _View(plan) as view:
+    plan.env.interface()
+    with _crew(loaded, plan) as crew, _nissa(loaded) as publisher, _Stop() as stop, _View(plan) as view:
         school = School(loaded, plan, publisher=publisher, on_progress=view.update)
         school.begin(resume=bool(resume))
         console.print(f"training {school.name}: {plan.algo} on {plan.env.id}, {plan.steps} steps, {_where(plan)}")
-        with _crew(loaded, plan) as crew:
-            schooled = school.run(crew, resume=bool(resume), should_stop=stop.asked)
+        schooled = school.run(crew, resume=bool(resume), should_stop=stop.asked)
     _conclude(school.folder, schooled)
 
 
