@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +16,9 @@ from esper_ray import config as configuration
 from esper_ray.config import Config
 from esper_ray.contracts.enums import BusMessageType
 from esper_ray.errors import EsperError
+from esper_ray.oona.bus import publisher_where_up
 from esper_ray.simic import registry
+from esper_ray.simic.job import SENDER
 
 if TYPE_CHECKING:
     from esper_ray.contracts.messages import PolicyUpdate
@@ -105,7 +106,7 @@ def validate(
             on_gate=lambda gate: console.print(f"{gate.name:8} {gate_text(_plain(gate))}"),
             on_episode=lambda done, of: status.update(f"episode {done} of {of}, against {verdict_incumbent(loaded)}"),
         )
-    with publisher_of(loaded) as publisher:
+    with publisher_where_up(loaded, SENDER) as publisher:
         if publisher is not None:
             _tell(publisher, verdict)
     console.print(f"{verdict.policy_id} {'passed' if verdict.passed else 'did not pass'}")
@@ -151,7 +152,7 @@ def rollback(config: File = None, settings: Settings = None) -> None:
 
 
 def _change(config: Config, make: Callable[[registry.Publish | None], PolicyUpdate]) -> None:
-    with publisher_of(config) as publisher:
+    with publisher_where_up(config, SENDER) as publisher:
         if publisher is None:
             update = make(None)
             console.print(f"{update.policy_id} decides from the next `esper up` on")
@@ -184,23 +185,6 @@ def _answer(config: Config, policy_id: str) -> str:
     except EsperError as fault:
         return f"Tamiyo could not be asked whether she has it: {fault}"
     return "Tamiyo has not answered yet; see `esper status`"
-
-
-@contextlib.contextmanager
-def publisher_of(config: Config) -> Iterator[BusPublisher | None]:
-    """The bus of the system that is up in this home; None where none is. What was published is sent when this ends."""
-    from esper_ray.oona.address import answers, find_url
-    from esper_ray.oona.bus import connect_publisher
-
-    url = find_url(config)
-    if url is None or not answers(url):
-        yield None
-        return
-    publisher = connect_publisher(config, source="school")
-    try:
-        yield publisher
-    finally:
-        publisher.close()
 
 
 def verdict_text(validation: dict[str, Any]) -> str:

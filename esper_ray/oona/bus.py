@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from esper_ray.config import Config
 from esper_ray.contracts.signing import KeyRing, Signer, Verifier, load_keys
-from esper_ray.oona.address import find_url
+from esper_ray.oona.address import answers, find_url
 from esper_ray.oona.consumer import Consumer, Handler
 from esper_ray.oona.keeper import Keeper
 from esper_ray.oona.publisher import BusPublisher
@@ -34,6 +35,20 @@ def connect_publisher(
         settings=config.bus,
         clock=clock,
     )
+
+
+@contextlib.contextmanager
+def publisher_where_up(config: Config, source: str) -> Iterator[BusPublisher | None]:
+    """A sender to the bus of the system that is up in this home; None where none is. At the end all of it is sent."""
+    url = find_url(config)
+    if url is None or not answers(url):
+        yield None
+        return
+    publisher = connect_publisher(config, source)
+    try:
+        yield publisher
+    finally:
+        publisher.close()
 
 
 def connect_consumer(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from esper_ray.simic.schooling import Schooled
 
 MORPHOGENESIS = "esper_ray/Morphogenesis-v0"
+SENDER = "school"
 _LINE_SECONDS = 5.0
 # The return is the gain over the host alone, without shaping: what differs between tasks is no reason for a decision.
 _OWN_OPTIONS = {"illegal": "error", "against_host": True, "tasks": 96, "rewards": {"potential_weight": 0.0}}
@@ -317,19 +318,12 @@ def _crew(config: Config, plan: TrainingPlan) -> Iterator[Any]:
 @contextlib.contextmanager
 def _nissa(config: Config) -> Iterator[Publisher | None]:
     """The bus, where a system of this home is up."""
-    from esper_ray.oona.address import answers, find_url
-    from esper_ray.oona.bus import connect_publisher
+    from esper_ray.oona.bus import publisher_where_up
 
-    url = find_url(config)
-    if url is None or not answers(url):
-        console.print("no system is up in this home: progress is shown here only", style="dim")
-        yield None
-        return
-    publisher = connect_publisher(config, source="school")
-    try:
+    with publisher_where_up(config, SENDER) as publisher:
+        if publisher is None:
+            console.print("no system is up in this home: progress is shown here only", style="dim")
         yield publisher
-    finally:
-        publisher.close()
 
 
 class _Stop:

@@ -11,13 +11,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from esper_ray.cli.policy import app, publisher_of
+from esper_ray.cli.policy import app
 from esper_ray.config import Config
 from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.learning import encode_policy_update
 from esper_ray.errors import PolicyRefused
+from esper_ray.oona.bus import publisher_where_up
 from esper_ray.runtime import Session
 from esper_ray.simic import offline, registry, validation
+from esper_ray.simic.job import SENDER
 from esper_ray.tamiyo import policy_store
 from esper_ray.tamiyo.seat import HEURISTIC, POLICIES, promotions
 from tests.ray.conftest import progress, until, variant
@@ -38,7 +40,7 @@ def deciders(config: Config, run_id: str) -> list[str]:
 
 def published(config: Config, act: Callable[[registry.Publish], Any]) -> Any:
     """Do something that is told on the bus."""
-    with publisher_of(config) as publisher:
+    with publisher_where_up(config, SENDER) as publisher:
         assert publisher is not None
         return act(lambda kind, data: publisher.publish(kind, data))
 

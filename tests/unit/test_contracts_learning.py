@@ -59,9 +59,14 @@ def test_a_number_that_is_not_finite_is_refused_where_it_is_sent(changes):
 
 
 @given(st.binary(max_size=300))
-def test_random_bytes_are_refused_with_a_typed_error_or_are_a_valid_message(data):
-    for decode in (learning.decode_decision, learning.decode_policy_update):
+def test_random_bytes_are_refused_with_a_typed_error_or_are_a_message_that_survives_the_wire(data):
+    pairs = (
+        (learning.decode_decision, learning.encode_decision),
+        (learning.decode_policy_update, learning.encode_policy_update),
+    )
+    for decode, encode in pairs:
         try:
-            decode(data)
+            found = decode(data)
         except ContractError:
             continue
+        assert decode(encode(found)) == found
