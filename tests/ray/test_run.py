@@ -174,5 +174,5 @@ def test_another_configuration_of_the_system_is_refused_by_its_key(system: Sessi
 def test_what_the_cluster_lacks_is_reported_and_not_waited_for(system: Session, small: Config) -> None:
     wish = small.ray.model_copy(update={"namespace": "other", "resources": {"tolaria": {"num_cpus": 64}}})
 
-    with pytest.raises(EnvironmentFault, match=r"need 64\.8 CPU"):
+    with pytest.raises(EnvironmentFault, match=r"need 64\.9 CPU"):
         Session(small.model_copy(update={"ray": wish}), system.address, "", started=False).up()

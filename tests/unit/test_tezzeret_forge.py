@@ -174,7 +174,7 @@ def test_a_job_over_its_time_limit_is_killed_and_counted(smithy: Smithy) -> None
 
 
 def test_a_job_that_hangs_without_computing_is_killed_too(smithy: Smithy) -> None:
-    outcome = smithy.forge({"BP002": "hang"}, job_seconds=0.05).build(specs("BP002"))
+    outcome = smithy.forge({"BP002": "hang"}, job_seconds=0.4).build(specs("BP002"))
     assert results(outcome) == {"BP002": "given up"}
 
 
