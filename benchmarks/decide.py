@@ -45,7 +45,8 @@ from esper_ray.tasks import build_task
 
 BARS = (Bar("hop_p50_ms", DECIDE_MS.limit / 2), Bar("hop_p99_ms", DECIDE_MS.limit))
 EPOCHS = 20
-REST_SECONDS = 0.02
+REST_SECONDS = 0.05
+"""Between two answers. In a run it is a second or more; what an answer sets off on the bus is mostly done by then."""
 GIVE_UP_SECONDS = 10.0
 _LIFE = (Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.SHADOWING, Stage.PROBATIONARY)
 

@@ -111,8 +111,10 @@ def masks(view: RunView, pending: Sequence[Proposal], *, slots: int, blueprints:
 
 def room(view: RunView, pending: Sequence[Proposal]) -> int:
     """Parameters that may still be added, those asked for at this boundary counted."""
-    sizes = {(each.slot, each.blueprint): each.parameters for each in view.offers()}
-    asked = sum(sizes.get((each.slot, each.blueprint), 0) for each in pending)
+    known = view.memo.get("parameters")
+    if known is None:
+        known = view.memo["parameters"] = {(each.slot, each.blueprint): each.parameters for each in view.offers()}
+    asked = sum(known.get((each.slot, each.blueprint), 0) for each in pending)
     return view.opening.max_parameters - view.parameters() - asked
 
 

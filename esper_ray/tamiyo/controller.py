@@ -73,7 +73,7 @@ class Tamiyo:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._clock, self._publisher = clock, publisher
-        self._observations = home / "observations" if home is not None else None
+        self._observations = observations.Writer(home / "observations") if home is not None else None
         self.seat = PolicySeat(home)
         if self.seat.fault is not None:
             self._tell_refusal(self.seat.promoted, self.seat.fault)
@@ -155,13 +155,15 @@ class Tamiyo:
             "statistics": statistics.hex(),
             "commands": [data.hex() for data in commands],
             "records": [data.hex() for data in records],
-            "observations": [observations.pack(step.observation).hex() for step in steps] if records else [],
         }
         self._journal.append(
             f"states/{view.opening.run}", json.dumps(stored).encode(), key=f"{view.now.branch}/{view.now.epoch}"
         )
         self._follow(view, sent)
         self._send_records(records)
+        if self._observations is not None and records:
+            for step in steps:
+                self._observations.put(step.observation)
         return commands
 
     def _think(self, view: RunView) -> tuple[Brain, list[Step]]:
@@ -290,16 +292,16 @@ class Tamiyo:
         if view is None or not view.states or self._observations is None or not view.config.record:
             return
         if view.opening.candidates:
-            for entry in self._journal.read(f"states/{run}"):
-                for text in json.loads(entry.payload).get("observations", ()):
-                    observations.write(self._observations, observations.unpack(bytes.fromhex(text)))
+            last = graph.observe(view)
+            self._observations.put(last)
+            self._observations.flush()
             record = DecisionRecord(
                 command_id=derive_seed(run, "end", view.now.branch, view.now.epoch),
                 policy_version=view.opening.controller,
                 run=run,
                 epoch=view.now.epoch,
                 branch=view.now.branch,
-                observation_digest=observations.write(self._observations, graph.observe(view)),
+                observation_digest=graph.observation_digest(last),
                 terminal=True,
             )
             self._send_records([learning.encode_decision(record)])

@@ -127,8 +127,9 @@ def observe(view: RunView, pending: Sequence[Proposal] = (), layout: Layout | No
         "mask_blueprint": legal.blueprint,
     }
     for name in ("layers", "slots", "blueprints", "candidates", "global"):
-        np.nan_to_num(found[name], copy=False, nan=0.0, posinf=50.0, neginf=-50.0)
-        np.clip(found[name], -50.0, 50.0, out=found[name])
+        if not math.isfinite(float(found[name].sum())):
+            np.nan_to_num(found[name], copy=False, nan=0.0, posinf=50.0, neginf=-50.0)
+        found[name].clip(-50.0, 50.0, out=found[name])
     return found
 
 

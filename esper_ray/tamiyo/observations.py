@@ -1,12 +1,16 @@
 """Where observations are kept for Simic: one file each, under the name of its content.
 
-A record on the bus names its observation by digest. While a run goes on its observations are in Tamiyo's journal; the
-files are written when it is over, before its end is told, so that no boundary waits for them.
+A record on the bus names its observation by digest. The files are written by a thread, after the decision has left, so
+that no boundary waits for them; all of a run's are there before its end is told. What a kill takes is noticed by its
+digest, and that run is not learned from.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import queue
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +19,7 @@ from safetensors.numpy import load, save
 from esper_ray.errors import CorruptArtifact
 from esper_ray.tamiyo.graph import Observation, observation_digest
 
-
-def pack(observation: Observation) -> bytes:
-    """As safetensors."""
-    return bytes(save({key: np.ascontiguousarray(array) for key, array in observation.items()}))
+log = logging.getLogger(__name__)
 
 
 def write(folder: Path, observation: Observation) -> str:
@@ -28,14 +29,40 @@ def write(folder: Path, observation: Observation) -> str:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_suffix(f".{os.getpid()}")
-        beside.write_bytes(pack(observation))
+        beside.write_bytes(save({key: np.ascontiguousarray(array) for key, array in observation.items()}))
         beside.replace(file)
     return name
 
 
-def unpack(data: bytes) -> Observation:
-    """The inverse of `pack`."""
-    return dict(load(data))
+class Writer:
+    """Writes observations one after another in a thread of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._queue: queue.SimpleQueue[Observation | threading.Event] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="tamiyo-observations", daemon=True).start()
+
+    def put(self, observation: Observation) -> None:
+        """Keep it soon; returns at once."""
+        self._queue.put(observation)
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until all that was put is written; whether it is."""
+        done = threading.Event()
+        self._queue.put(done)
+        return done.wait(timeout)
+
+    def _run(self) -> None:
+        while True:
+            item = self._queue.get()
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
+            try:
+                write(self._folder, item)
+            except OSError as fault:
+                # A full disk must not end the thread: the gap is noticed when the run is learned from.
+                log.warning("an observation could not be written: %s", fault)
 
 
 def read(folder: Path, name: str) -> Observation:
