@@ -111,7 +111,7 @@ def masks(view: RunView, pending: Sequence[Proposal], *, slots: int, blueprints:
 
 def room(view: RunView, pending: Sequence[Proposal]) -> int:
     """Parameters that may still be added, those asked for at this boundary counted."""
-    known = view.memo.get("parameters")
+    known: dict[tuple[int, int], int] | None = view.memo.get("parameters")
     if known is None:
         known = view.memo["parameters"] = {(each.slot, each.blueprint): each.parameters for each in view.offers()}
     asked = sum(known.get((each.slot, each.blueprint), 0) for each in pending)
