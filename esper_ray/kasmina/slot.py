@@ -103,7 +103,7 @@ class Slot:
         if seed.stage is Stage.FOSSILIZED:
             # The branch is registered in the host by now: in a shadow pass its weights are swapped with the host's.
             return residual(h, seed.branch, 1.0, detach=False)
-        if self._switch.off == seed.number or (self._switch.suspended and seed.stage is Stage.TRAINING):
+        if seed.number in self._switch.off or (self._switch.suspended and seed.stage is Stage.TRAINING):
             return h
         if self._switch.observer is not None and seed.stage in LIVE:
             self._switch.observer(seed, h)
@@ -123,14 +123,14 @@ class Switch:
     """What the slots of one model have in common during a pass.
 
     Attributes:
-        off: number of a live seed that is left out; 0 for none.
+        off: numbers of the live seeds that are left out.
         suspended: isolated seeds are taken out of every kind of pass.
         observer: called with (seed, h) at each live seed's slot.
     """
 
     def __init__(self) -> None:
         self.current = Pass.MODEL
-        self.off = 0
+        self.off: frozenset[int] = frozenset()
         self.suspended = False
         self.observer: Callable[[Seed, Tensor], None] | None = None
 

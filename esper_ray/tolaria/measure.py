@@ -50,11 +50,11 @@ def measure_seeds(
     """For each live seed: its counterfactual gain and how far it moves what leaves its slot."""
     found = {}
     for seed in garden.live:
-        garden.switch.off = seed.number
+        garden.switch.off = frozenset({seed.number})
         try:
             off = evaluate(garden.model, split, meter, (structure, "without", seed.number))
         finally:
-            garden.switch.off = 0
+            garden.switch.off = frozenset()
         gains = off.losses - on.losses
         error = float(gains.std()) / math.sqrt(len(gains))
         cosine, scale = _drift(garden, seed, split, meter, structure)
