@@ -11,6 +11,7 @@ from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.kasmina import gates
 from esper_ray.kasmina.lifecycle import GROWING, gate_of
 from esper_ray.kasmina.slot import Seed, Slot
+from esper_ray.reliability.failpoints import passing
 
 if TYPE_CHECKING:
     from esper_ray.kasmina.garden import Garden
@@ -62,6 +63,7 @@ def try_stage(garden: Garden, slot: Slot, to: Stage) -> bool:
         assert seed is not None
         garden.become_fossil(slot)
         garden.trainer.fossilise(seed)
+        passing("garden.fossilised")
     return True
 
 

@@ -27,6 +27,7 @@ from esper_ray.kasmina.gates import Verdict
 from esper_ray.kasmina.isolation import LossFunction
 from esper_ray.kasmina.lifecycle import LIVE, gate_of
 from esper_ray.kasmina.slot import Seed, Slot, Switch
+from esper_ray.reliability.failpoints import passing
 from esper_ray.reliability.ids import derive_seed
 
 GROWN = "esper_grown"
@@ -204,6 +205,7 @@ class Garden:
         self.next_number += 1
         self.enter(slot, Stage.GERMINATED, f"ordered by {command.issued_by}")
         self.expect(kernels.ask(self.source, slot.seed))
+        passing("garden.asked")
         return ""
 
     def expect(self, pending: kernels.Pending) -> None:
@@ -225,6 +227,7 @@ class Garden:
             blueprint=seed.spec.blueprint if seed else "",
             reason=reason,
         )
+        passing("garden.entered")
 
     def note_gate(self, gate: Gate, verdict: Verdict, seed: int, slot: int, before: Stage, to: Stage) -> None:
         self.note(
@@ -246,6 +249,7 @@ class Garden:
         slot.last_seed = seed.number
         slot.clear()
         self.culled += 1
+        passing("garden.culled")
 
     def become_fossil(self, slot: Slot) -> None:
         """Register the branch as a part of the host: from now on the two train as one."""
@@ -313,10 +317,12 @@ class Garden:
         if not advance.passes(self, slot, Stage.TRAINING):
             self.cull(slot, "the newborn did not pass G0")
             return
+        passing("garden.born")
         self.trainer.record_graft(seed.number, step)
         watch = kernels.Stopwatch()
         slot.graft(module)
         self.trainer.adopt(seed)
+        passing("garden.grafted")
         self.note("graft", seed=seed.number, slot=slot.info.index, step=step, ms=watch.ms())
         self.enter(slot, Stage.TRAINING, f"kernel {kernel.digest[:12]} grafted")
         seed.evidence = {"norms": [], "advantages": [], "violations": 0}

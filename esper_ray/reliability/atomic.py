@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from esper_ray.errors import EnvironmentFault
+from esper_ray.reliability.failpoints import passing
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -26,7 +27,9 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            passing("atomic.written")
             os.replace(temporary, path)
+            passing("atomic.renamed")
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from esper_ray.errors import EnvironmentFault
 from esper_ray.reliability.atomic import make_folder
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
+from esper_ray.reliability.failpoints import passing
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -76,10 +77,12 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 numbers = [self._insert(stream, key, now, payload) for key, payload in items]
+                passing("journal.inserted")
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
+        passing("journal.committed")
         return numbers
 
     def _insert(self, stream: str, key: str | None, now: int, payload: bytes) -> int:

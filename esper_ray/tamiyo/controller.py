@@ -40,6 +40,7 @@ from esper_ray.contracts.signing import KeyRing, Signer, Verifier
 from esper_ray.contracts.telemetry import event, publish_telemetry
 from esper_ray.errors import PolicyRefused, RunError
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
+from esper_ray.reliability.failpoints import passing
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.reliability.journal import Journal
 from esper_ray.tamiyo import graph, observations
@@ -95,6 +96,7 @@ class Tamiyo:
             self.seat.brain(TamiyoConfig(**opening.settings).policy)
         key = f"{opening.run}/{opening.branch}/{opening.epoch}/{self._clock.now_ns()}"
         seq = self._journal.append("openings", json.dumps(asdict(opening)).encode(), key=key)
+        passing("tamiyo.opened")
         self._enter(opening, since=seq)
 
     def _enter(self, opening: RunOpening, *, since: int) -> None:
@@ -150,6 +152,7 @@ class Tamiyo:
         sent = [each for each in issued if each.seed_directive is not None] or issued[:1]
         commands = [codec.encode_command(each) for each in sent]
         records = self._records(view, brain.version, steps, issued)
+        passing("tamiyo.thought")
         stored = {
             "packets": [data.hex() for data in packets],
             "statistics": statistics.hex(),
@@ -159,6 +162,7 @@ class Tamiyo:
         self._journal.append(
             f"states/{view.opening.run}", json.dumps(stored).encode(), key=f"{view.now.branch}/{view.now.epoch}"
         )
+        passing("tamiyo.decided")
         self._follow(view, sent)
         self._send_records(records)
         if self._observations is not None and records:
@@ -216,6 +220,7 @@ class Tamiyo:
             record = learning.decode_decision(data)
             event_id = derive_seed(record.run, "record", record.command_id, record.terminal).to_bytes(8, "big")
             self._publisher.publish(BusMessageType.DECISION_RECORD, data, event_id=event_id)
+            passing("tamiyo.told")
 
     def offer(self, update: PolicyUpdate) -> None:
         """Check a promoted policy on states of the runs that are open; it decides from the next boundary on.
@@ -268,9 +273,11 @@ class Tamiyo:
             return
         payload = codec.encode_report(report)
         self._journal.append("reports", payload, key=key)
+        passing("tamiyo.report")
         if self._publisher is not None:
             event_id = report.report_id.to_bytes(8, "big")
             self._publisher.publish(BusMessageType.FIELD_REPORT, payload, event_id=event_id)
+        passing("tamiyo.reported")
 
     def close_run(self, run: str) -> None:
         """Report on what is still under observation, record the end; the run and old reports are forgotten."""
@@ -280,6 +287,7 @@ class Tamiyo:
         self._observed[run] = {}
         ours = [entry.seq for entry in self._journal.read("openings") if json.loads(entry.payload)["run"] == run]
         self._journal.remove(ours)
+        passing("tamiyo.closed")
         old = self._clock.now_ns() - REPORT_RETENTION_NS
         self._journal.remove_before("reports", old)
         open_runs = {json.loads(entry.payload)["run"] for entry in self._journal.read("openings")}

@@ -20,6 +20,7 @@ from esper_ray.contracts.messages import AdaptationCommand, SystemState
 from esper_ray.contracts.ports import Decider
 from esper_ray.contracts.signing import Signer, Verifier
 from esper_ray.errors import ContractError, EsperError, RunError
+from esper_ray.reliability.failpoints import passing
 
 LOCKSTEP_PATIENCE_SECONDS = 90.0
 RETRY_SECONDS = 0.25
@@ -89,16 +90,20 @@ class Boundary:
         if statistics is not None:
             told.append(("GraphStatistics", statistics.tobytes()))
         sealed = self._seal(told)
+        passing("boundary.assembled")
         assembled = time.perf_counter()
         answer, missed = self._ask(state.run, told, sealed)
+        passing("boundary.answered")
         decided = time.perf_counter()
         given, missed = (answer, missed) if planned is None else planned
         accepted, refused = self._open(given, state, repeated=planned is not None)
         opened = time.perf_counter()
         if planned is None:
             record(list(accepted), missed)
+        passing("boundary.recorded")
         recorded = time.perf_counter()
         refused += [reason for reason in map(self._apply_one, accepted.values()) if reason]
+        passing("boundary.applied")
         applied = time.perf_counter()
         times = BoundaryTimes(
             total=(applied - start) * 1e3,

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from esper_ray.errors import CheckpointError
 from esper_ray.reliability import atomic
+from esper_ray.reliability.failpoints import passing
 from esper_ray.reliability.ids import digest
 
 
@@ -90,16 +91,20 @@ class CheckpointWriter:
         manifests = sorted(self._folder.glob("epoch-*.json"))
         for manifest in manifests[: -self._keep]:
             manifest.unlink(missing_ok=True)
+            passing("checkpoint.pruning")
             manifest.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Write one checkpoint: the tensors, then the manifest that names their digest."""
     stem = f"epoch-{checkpoint.epoch:06d}"
+    passing("checkpoint.begun")
     blob = save(dict(checkpoint.tensors))
     atomic.write_bytes(folder / f"{stem}.safetensors", blob)
+    passing("checkpoint.tensors")
     manifest = {"epoch": checkpoint.epoch, "digest": digest(blob), "data": checkpoint.data}
     atomic.write_text(folder / f"{stem}.json", json.dumps(manifest))
+    passing("checkpoint.manifest")
 
 
 def read_latest(folder: Path) -> Checkpoint | None:

@@ -18,6 +18,7 @@ from esper_ray.contracts.messages import SystemState
 from esper_ray.contracts.ports import KernelSource
 from esper_ray.kasmina.garden import Garden
 from esper_ray.kasmina.slot import Seed
+from esper_ray.reliability.failpoints import passing
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.tasks import Task, build_task
 from esper_ray.tolaria import rows, statistics
@@ -115,15 +116,18 @@ class Loop:
         """One optimizer step of the host and of whatever seeds are in it."""
         garden, step = self.garden, self.step
         garden.before_step(step)
+        passing("step.begun")
         inputs, targets = self._batch(step)
         structure, count = garden.structure(), len(targets)
         with self.meter.charge(("step", structure), count, later=True):
             loss = self.task.loss(self.model(inputs), targets)
             loss.backward()  # type: ignore[no-untyped-call]
+        passing("step.backward")
         extra = garden.shadow_due(step)
         if extra:
             with self.meter.charge((extra, structure), count, later=extra == "shadow"):
                 garden.train_isolated(step, inputs, targets, self.task.loss, loss, watch=extra == "watched")
+            passing("step.shadow")
         if (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.total_steps:
             self.statistics = statistics.layer_statistics(self.task.graph, self.model)
         self._gradient_norm = self.groups.clip()
@@ -132,6 +136,7 @@ class Loop:
         self.groups.optimizer.zero_grad(set_to_none=True)
         self._loss_sum += loss.detach()
         self.step += 1
+        passing("step.done")
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of ``step``: each pass over the data has an order of its own, named by the run's seed."""

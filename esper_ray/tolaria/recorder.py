@@ -18,6 +18,7 @@ from esper_ray.contracts.ports import Publisher
 from esper_ray.contracts.telemetry import event, publish_telemetry
 from esper_ray.reliability import atomic
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
+from esper_ray.reliability.failpoints import passing
 from esper_ray.reliability.journal import Journal
 
 # Our events by the kinds that Nissa knows.
@@ -44,6 +45,7 @@ class Recorder:
 
     def record_decision(self, branch: int, epoch: int, envelopes: Sequence[bytes], missed: str) -> None:
         """Write a boundary's decision down; it takes effect after this."""
+        passing("recorder.decision")
         record = {"envelopes": [data.hex() for data in envelopes], "missed": missed}
         self._journal.append("decisions", json.dumps(record).encode(), key=f"{branch}/{epoch}")
 
@@ -56,6 +58,7 @@ class Recorder:
         return [bytes.fromhex(text) for text in record["envelopes"]], record["missed"]
 
     def record_graft(self, branch: int, seed: int, step: int) -> None:
+        passing("recorder.graft")
         self._journal.append("grafts", str(step).encode(), key=f"{branch}/{seed}")
 
     def planned_graft(self, branch: int, seed: int) -> int | None:
@@ -74,6 +77,7 @@ class Recorder:
 
     def manifest(self, data: Mapping[str, Any]) -> None:
         atomic.write_text(self.folder / "manifest.json", json.dumps(data, indent=1, default=str))
+        passing("recorder.manifest")
 
     def result(self, data: Mapping[str, Any]) -> None:
         atomic.write_text(self.folder / "result.json", json.dumps(data, indent=1))
@@ -92,8 +96,11 @@ class Recorder:
         number, step = int(row["epoch"]), int(row["step"])
         full = [{"epoch": number, "step": step, **item} for item in events]
         _append(self.folder / "metrics.jsonl", [row])
+        passing("recorder.row")
         _append(self.folder / "events.jsonl", full)
+        passing("recorder.events")
         self.telemetry(number, points, [item for each in full for item in _telemetry_of(each)])
+        passing("recorder.told")
 
     def telemetry(self, epoch: int, points: Iterable[MetricPoint], events: Iterable[TelemetryEvent]) -> None:
         if self._publisher is not None:
@@ -108,6 +115,7 @@ class Recorder:
         for data in envelopes:
             envelope = codec.decode_envelope(data)
             self._publisher.publish(BusMessageType.ADAPTATION_COMMAND, envelope.payload, event_id=envelope.event_id)
+        passing("recorder.mirrored")
 
     def emergency(self, level: EmergencyLevel, reason: str) -> None:
         """Send an emergency at once."""

@@ -22,6 +22,7 @@ from esper_ray.contracts.signing import KeyRing, Signer, Verifier
 from esper_ray.errors import RunError
 from esper_ray.kasmina.export import export_model
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
+from esper_ray.reliability.failpoints import passing
 from esper_ray.tolaria import checkpoint as checkpoints
 from esper_ray.tolaria import resume, rows
 from esper_ray.tolaria.boundary import Boundary, Exchange
@@ -122,9 +123,12 @@ class Trainer(Loop):
         self.begin(self._plan_steps(saved))
         if saved is not None:
             resume.restore(self, saved)
+        passing("run.restored")
         self.recorder.rewind(self.epoch)
+        passing("run.rewound")
         self.recorder.manifest(rows.manifest(self))
         self.around.decider.open_run(self._opening())
+        passing("run.opened")
         self.boundary = self._make_boundary()
         self.recorder.telemetry(self.epoch, [], rows.started(self))
         writer = CheckpointWriter(self.folder / "checkpoints", keep=self.config.run.keep_checkpoints)
@@ -183,14 +187,20 @@ class Trainer(Loop):
     def _one_epoch(self, writer: CheckpointWriter) -> None:
         start, before = time.perf_counter(), self.step
         training_loss = self.train_epoch()
+        passing("epoch.trained")
         step_ms = (time.perf_counter() - start) * 1e3 / (self.step - before)
         quality = self.measure()
+        passing("epoch.measured")
         self._demand_finite(training_loss, quality)
         self.close_stages(quality)
+        passing("epoch.judged")
         exchange = self._do_boundary(training_loss, quality)
+        passing("epoch.decided")
         self.seconds += time.perf_counter() - start
         self._write_down(training_loss, quality, exchange, step_ms)
+        passing("epoch.written")
         writer.submit(resume.checkpoint(self))
+        passing("epoch.done")
 
     def _demand_finite(self, training_loss: float, quality: Quality) -> None:
         if math.isfinite(training_loss) and math.isfinite(quality.loss):
@@ -222,12 +232,16 @@ class Trainer(Loop):
 
     def _finish(self) -> dict[str, Any]:
         self.around.decider.close_run(self.request.run)
+        passing("end.closed")
         quality = evaluate(self.model, self.validation, self.meter, ("final", self.garden.structure()))
         test = evaluate(self.model, self.task.data.test.to(self.device), CostMeter(), "test")
+        passing("end.tested")
         self.meter.settle()
         sample = self.task.data.test.inputs[:8].to(self.device)
         export_model(self.garden, sample, self.folder / "model")
+        passing("end.exported")
         result = rows.result(self, quality, test)
         self.recorder.result(result)
+        passing("end.written")
         self.recorder.telemetry(self.epoch, [], rows.finished(result))
         return result
