@@ -5,6 +5,7 @@ A handle is looked up anew after its actor was lost, so a restarted actor is fou
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -12,10 +13,12 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from esper_ray.contracts.ports import Kernel, KernelSpec, RunOpening
+from esper_ray.actors.line import Address, Line, LineAnswer
+from esper_ray.contracts.ports import Answer, Kernel, KernelSpec, RunOpening
 from esper_ray.errors import EnvironmentFault, EsperError, KernelMissing, StoreUnavailable
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 _OPEN_SECONDS = 60.0
 _PAUSE_SECONDS = 0.2
 
@@ -89,15 +92,25 @@ class NoAnswer(Generic[T]):
 
 
 class RemoteDecider:
-    """Tamiyo in its own process."""
+    """Tamiyo in her own process: over her line where that can be reached, else through Ray."""
 
     def __init__(self, namespace: str) -> None:
         self._tamiyo = ByName("tamiyo", namespace)
+        self._line: Line | None = None
+        self._sought: Any = None
 
     def open_run(self, opening: RunOpening) -> None:
         until_done(lambda: RayAnswer[bool](self._tamiyo, "open_run", opening).wait(_OPEN_SECONDS))
+        self._seek_line(_OPEN_SECONDS)
 
-    def decide(self, run: str, state: Sequence[bytes]) -> RayAnswer[list[bytes]] | NoAnswer[list[bytes]]:
+    def decide(self, run: str, state: Sequence[bytes]) -> Answer[list[bytes]]:
+        if self._line is None:
+            self._seek_line(0.0)
+        if self._line is not None:
+            try:
+                return _OnLine(self, self._line.call([run.encode(), *state]))
+            except OSError:
+                self.hang_up()
         try:
             return RayAnswer(self._tamiyo, "decide", run, list(state))
         except EnvironmentFault as fault:
@@ -105,6 +118,38 @@ class RemoteDecider:
 
     def close_run(self, run: str) -> None:
         until_done(lambda: RayAnswer[bool](self._tamiyo, "close_run", run).wait(_OPEN_SECONDS))
+
+    def hang_up(self) -> None:
+        """The line is broken: the next calls go through Ray until there is a new one."""
+        if self._line is not None:
+            self._line.close()
+        self._line = None
+
+    def _seek_line(self, timeout: float) -> None:
+        """Ask for the line's address and take the line up, if the answer is there within ``timeout`` seconds."""
+        try:
+            if self._sought is None:
+                self._sought = self._tamiyo.call("line")
+            address: Address | None = self._tamiyo.result(self._sought, timeout)
+            if address is not None:
+                self._sought, self._line = None, Line(address)
+        except (OSError, EsperError) as fault:
+            self._sought = None
+            log.info("Tamiyo is called through Ray: %s", fault)
+
+
+class _OnLine:
+    """An answer that comes over the line."""
+
+    def __init__(self, decider: RemoteDecider, answer: LineAnswer) -> None:
+        self._decider, self._answer = decider, answer
+
+    def wait(self, timeout: float | None) -> list[bytes] | None:
+        try:
+            return self._answer.wait(timeout)
+        except EnvironmentFault:
+            self._decider.hang_up()
+            raise
 
 
 class RemoteKernels:

@@ -2,17 +2,21 @@
 
 Contract: a decision that `decide` has returned is in Tamiyo's journal; the same state asked again gets the same
 commands. A restarted actor knows every open run from its journal, and the promoted policy from the home folder. One
-that is promoted while it runs comes over the bus, and decides from the next boundary on.
+that is promoted while it runs comes over the bus, and decides from the next boundary on. `decide` is answered on a
+line as well as through Ray (`actors.line`); one call is worked on at a time.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import esper_ray
+from esper_ray.actors.line import Address, LineServer
 from esper_ray.config import build
 from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.learning import decode_policy_update
@@ -25,6 +29,7 @@ from esper_ray.oona.streams import POLICY
 from esper_ray.tamiyo.controller import Tamiyo
 
 GROUP = "tamiyo"
+_SWITCH_SECONDS = 0.0005
 log = logging.getLogger(__name__)
 
 
@@ -32,7 +37,10 @@ class TamiyoActor:
     """Answers at the boundary."""
 
     def __init__(self, config_tree: dict[str, Any]) -> None:
+        # A thread that works for the bus must not keep the one that answers waiting for Python's usual 5 ms.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         config = build(config_tree)
+        self._lock = threading.Lock()
         self._publisher = connect_publisher(config, source="tamiyo")
         self._tamiyo = Tamiyo(
             load_keys(config.home / "keys" / "signing"),
@@ -42,6 +50,7 @@ class TamiyoActor:
         )
         self._consumer = connect_consumer(config, GROUP, (POLICY,), self._handle)
         self._consumer.start()
+        self._line = LineServer("tamiyo", lambda parts: self.decide(parts[0].decode(), parts[1:]))
 
     def _handle(self, envelope: EventEnvelope) -> None:
         """A policy that cannot decide is refused aloud, and the message is done with: no repetition mends it."""
@@ -55,21 +64,29 @@ class TamiyoActor:
 
     def open_run(self, opening: RunOpening) -> bool:
         """See `Tamiyo.open_run`."""
-        self._tamiyo.open_run(opening)
+        with self._lock:
+            self._tamiyo.open_run(opening)
         return True
 
     def decide(self, run: str, state: Sequence[bytes]) -> list[bytes]:
         """See `Tamiyo.decide`."""
-        return self._tamiyo.decide(run, state)
+        with self._lock:
+            return self._tamiyo.decide(run, state)
+
+    def line(self) -> Address | None:
+        """Where `decide` is answered without Ray in between; None where this machine has no such thing."""
+        return self._line.address
 
     def close_run(self, run: str) -> bool:
         """See `Tamiyo.close_run`."""
-        self._tamiyo.close_run(run)
+        with self._lock:
+            self._tamiyo.close_run(run)
         return True
 
     def reports(self, run: str) -> list[FieldReport]:
         """See `Tamiyo.reports`."""
-        return self._tamiyo.reports(run)
+        with self._lock:
+            return self._tamiyo.reports(run)
 
     def ping(self) -> dict[str, Any]:
         return {"name": "tamiyo", "pid": os.getpid(), "version": esper_ray.build()}

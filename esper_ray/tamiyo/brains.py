@@ -138,12 +138,8 @@ class LearnedBrain:
         import torch
 
         shapes = graph.shapes(graph.Layout(layers=1, slots=1, blueprints=1, edges=1))
-        empty = {
-            name: torch.zeros((1, *shape), dtype=getattr(torch, np.dtype(kind).name))
-            for name, (shape, kind, _, _) in shapes.items()
-        }
-        with torch.inference_mode():
-            self._policy.act(empty, generator=torch.Generator(), greedy=True)
+        empty: Observation = {name: np.zeros(shape, kind) for name, (shape, kind, _, _) in shapes.items()}
+        self._policy.decide(empty, generator=torch.Generator(), greedy=False)
 
     def steps(self, view: RunView) -> list[Step]:
         taken: list[Proposal] = []
@@ -160,15 +156,13 @@ class LearnedBrain:
         import torch
 
         observation = graph.observe(view, taken)
-        tensors = {name: torch.from_numpy(array).unsqueeze(0) for name, array in observation.items()}
         generator = torch.Generator().manual_seed(_seed(view, "policy", len(taken)))
         greedy = view.config.greedy
-        with torch.inference_mode():
-            acted = self._policy.act(tensors, generator=generator, greedy=greedy)
-        choice, legal = Choice(*(int(index) for index in acted.actions[0])), _masks_of(observation)
-        log_probs = tuple(float(each) for each in acted.head_log_probs[0, : _APPLYING[choice.operation]])
-        risk = RiskLevel(1 + int(acted.risk[0].argmax())).name
-        value, chance = float(acted.values[0]), 100.0 * math.exp(sum(log_probs))
+        decided = self._policy.decide(observation, generator=generator, greedy=greedy)
+        choice, legal = Choice(*decided.actions), _masks_of(observation)
+        log_probs = tuple(decided.log_probs[: _APPLYING[choice.operation]])
+        risk = RiskLevel(1 + int(decided.risk.argmax())).name
+        value, chance = decided.value, 100.0 * math.exp(sum(log_probs))
         if not legal.allows(choice) or not math.isfinite(value + chance):
             raise PolicyRefused(
                 f"The policy {self.version} was refused.",

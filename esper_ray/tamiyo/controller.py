@@ -74,13 +74,16 @@ class Tamiyo:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._clock, self._publisher = clock, publisher
-        self._observations = observations.Writer(home / "observations") if home is not None else None
+        self._after = observations.Writer(home / "observations", self._send_records) if home is not None else None
         self.seat = PolicySeat(home)
         if self.seat.fault is not None:
             self._tell_refusal(self.seat.promoted, self.seat.fault)
         self._signer = Signer(keys, "tamiyo", clock=clock)
         self._verifier = Verifier(keys, clock=clock)
         self._journal = Journal(journal, clock=clock)
+        # The boundary does not wait for the disk: a decision survives a kill, and what a power cut takes is asked again
+        # by a run that then stands at its last checkpoint, and decided with the same draws.
+        self._decisions = Journal(journal, clock=clock, sync=False)
         self._views: dict[str, RunView] = {}
         self._observed: dict[str, dict[int, Observation]] = {}
         for entry in self._journal.read("openings"):
@@ -129,7 +132,7 @@ class Tamiyo:
         packets = [each.payload for each in opened if each.payload_type != STATISTICS_TYPE]
         statistics = b"".join(each.payload for each in opened if each.payload_type == STATISTICS_TYPE)
         state = codec.decode_state(packets)
-        stored = self._journal.get(f"states/{run}", f"{state.branch}/{state.epoch}")
+        stored = self._decisions.get(f"states/{run}", f"{state.branch}/{state.epoch}")
         if stored is not None:
             commands = [bytes.fromhex(text) for text in json.loads(stored.payload)["commands"]]
             if self._take_in(view, state, _statistics(statistics)):
@@ -159,15 +162,13 @@ class Tamiyo:
             "commands": [data.hex() for data in commands],
             "records": [data.hex() for data in records],
         }
-        self._journal.append(
+        self._decisions.append(
             f"states/{view.opening.run}", json.dumps(stored).encode(), key=f"{view.now.branch}/{view.now.epoch}"
         )
         passing("tamiyo.decided")
         self._follow(view, sent)
-        self._send_records(records)
-        if self._observations is not None and records:
-            for step in steps:
-                self._observations.put(step.observation)
+        if self._after is not None and records:
+            self._after.put([step.observation for step in steps], records)
         return commands
 
     def _think(self, view: RunView) -> tuple[Brain, list[Step]]:
@@ -198,7 +199,7 @@ class Tamiyo:
     def _records(
         self, view: RunView, version: str, steps: Sequence[Step], issued: Sequence[AdaptationCommand]
     ) -> list[bytes]:
-        if self._observations is None or not view.config.record or not view.opening.candidates:
+        if self._after is None or not view.config.record or not view.opening.candidates:
             return []
         return [
             learning.encode_decision(
@@ -297,12 +298,10 @@ class Tamiyo:
 
     def _record_end(self, run: str) -> None:
         view = self._views.get(run)
-        if view is None or not view.states or self._observations is None or not view.config.record:
+        if view is None or not view.states or self._after is None or not view.config.record:
             return
         if view.opening.candidates:
             last = graph.observe(view)
-            self._observations.put(last)
-            self._observations.flush()
             record = DecisionRecord(
                 command_id=derive_seed(run, "end", view.now.branch, view.now.epoch),
                 policy_version=view.opening.controller,
@@ -312,7 +311,8 @@ class Tamiyo:
                 observation_digest=graph.observation_digest(last),
                 terminal=True,
             )
-            self._send_records([learning.encode_decision(record)])
+            self._after.put([last], [learning.encode_decision(record)])
+            self._after.flush()
 
     def reports(self, run: str) -> list[FieldReport]:
         """The field reports of a run that are still in the journal."""
@@ -320,6 +320,9 @@ class Tamiyo:
         return [report for report in found if report.run == run]
 
     def close(self) -> None:
+        if self._after is not None:
+            self._after.flush()
+        self._decisions.close()
         self._journal.close()
 
 

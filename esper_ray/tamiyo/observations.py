@@ -11,6 +11,8 @@ import logging
 import os
 import queue
 import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from esper_ray.errors import CorruptArtifact
 from esper_ray.tamiyo.graph import Observation, observation_digest
 
 log = logging.getLogger(__name__)
+REST_SECONDS = 0.02
 
 
 def write(folder: Path, observation: Observation) -> str:
@@ -35,22 +38,34 @@ def write(folder: Path, observation: Observation) -> str:
 
 
 class Writer:
-    """Writes observations one after another in a thread of its own."""
+    """What is left to do after a decision was given, in a thread of its own: keep its observations, tell its records.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._queue: queue.SimpleQueue[Observation | threading.Event] = queue.SimpleQueue()
+    It rests a moment before it begins, so that the answer has left the process: it is one of few processors that the
+    two would fight for. A record is told when its observation is there.
+
+    Args:
+        tell: sends records on their way.
+    """
+
+    def __init__(self, folder: Path, tell: Callable[[Sequence[bytes]], None]) -> None:
+        self._folder, self._tell = folder, tell
+        self._queue: queue.SimpleQueue[_Left | threading.Event] = queue.SimpleQueue()
+        self._hurry = threading.Event()
         threading.Thread(target=self._run, name="tamiyo-observations", daemon=True).start()
 
-    def put(self, observation: Observation) -> None:
-        """Keep it soon; returns at once."""
-        self._queue.put(observation)
+    def put(self, observations: Sequence[Observation], records: Sequence[bytes]) -> None:
+        """Keep and tell them soon; returns at once."""
+        self._queue.put(_Left(tuple(observations), tuple(records)))
 
     def flush(self, timeout: float = 10.0) -> bool:
-        """Wait until all that was put is written; whether it is."""
+        """Wait until all that was put is done; whether it is."""
         done = threading.Event()
+        self._hurry.set()
         self._queue.put(done)
-        return done.wait(timeout)
+        try:
+            return done.wait(timeout)
+        finally:
+            self._hurry.clear()
 
     def _run(self) -> None:
         while True:
@@ -58,11 +73,20 @@ class Writer:
             if isinstance(item, threading.Event):
                 item.set()
                 continue
+            self._hurry.wait(REST_SECONDS)
             try:
-                write(self._folder, item)
+                for observation in item.observations:
+                    write(self._folder, observation)
             except OSError as fault:
                 # A full disk must not end the thread: the gap is noticed when the run is learned from.
                 log.warning("an observation could not be written: %s", fault)
+            self._tell(item.records)
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    observations: tuple[Observation, ...]
+    records: tuple[bytes, ...]
 
 
 def read(folder: Path, name: str) -> Observation:

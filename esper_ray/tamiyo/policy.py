@@ -7,10 +7,12 @@ that one policy serves hosts and catalogues of any size. A head that does not ap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,7 +20,7 @@ from torch.nn import functional
 from esper_ray.tamiyo import graph
 from esper_ray.tamiyo.actions import GERMINATE, HEADS, NO_OP, OPERATIONS, SCHEDULES
 from esper_ray.tamiyo.encoder import GraphEncoder, Reading, Tensors
-from esper_ray.tamiyo.single import HUGE, Decided, Single, small
+from esper_ray.tamiyo.single import HUGE, Decided, Single, fits, small
 
 RISK_THRESHOLDS = (0.02, 0.05, 0.15, 0.5)
 """Relative rise of the validation loss from boundary to boundary that makes it YELLOW, ORANGE, RED, CRITICAL."""
@@ -114,10 +116,21 @@ class GraphPolicy(nn.Module):
         sizes = (len(OPERATIONS), obs["slots"].shape[1], obs["blueprints"].shape[1], len(SCHEDULES))
         noise = None if greedy else _gumbel((len(obs["global"]), sum(sizes)), generator)
         if small(obs) and not torch.is_grad_enabled():
-            single = self._in_numpy()
+            single = self.in_numpy()
             if single is not None:
-                return _of_one(single.decide(obs, None if noise is None else noise.numpy()[0]))
+                seen = {name: array[0].numpy() for name, array in obs.items()}
+                return _of_one(single.decide(seen, None if noise is None else noise.numpy()[0]))
         return self._act(obs, None if noise is None else torch.split(noise, list(sizes), dim=1))
+
+    def decide(self, seen: Mapping[str, npt.NDArray[Any]], *, generator: torch.Generator, greedy: bool) -> Decided:
+        """`act` for one observation as `graph.observe` gives it, with the same draws and without tensors."""
+        single = self.in_numpy()
+        if single is None or not fits(len(seen["layers"]), len(seen["slots"]), len(seen["blueprints"])):
+            with torch.inference_mode():
+                tensors = {name: torch.from_numpy(array).unsqueeze(0) for name, array in seen.items()}
+                return _one_of(self.act(tensors, generator=generator, greedy=greedy))
+        size = len(OPERATIONS) + len(seen["slots"]) + len(seen["blueprints"]) + len(SCHEDULES)
+        return single.decide(seen, None if greedy else _gumbel((1, size), generator).numpy()[0])
 
     def _act(self, obs: Tensors, noise: Sequence[Tensor] | None) -> Acted:
         def pick(place: int, log_probs: Tensor) -> Tensor:
@@ -155,7 +168,7 @@ class GraphPolicy(nn.Module):
         _, outlook = self._trunk(self.encoder(now))
         return functional.cross_entropy(outlook[:, 1:], level)
 
-    def _in_numpy(self) -> Single | None:
+    def in_numpy(self) -> Single | None:
         """The weights for numpy, made anew when a tensor was replaced; None where they are not in main memory."""
         places = tuple([each.data_ptr() for table in self._tables for each in table.values() if each is not None])
         if self._single is None or self._single[0] != places:
@@ -249,6 +262,15 @@ def _of_one(decided: Decided) -> Acted:
         values=torch.from_numpy(np.array([decided.value], np.float32)),
         head_log_probs=heads,
         risk=torch.from_numpy(decided.risk[None]).softmax(1),
+    )
+
+
+def _one_of(acted: Acted) -> Decided:
+    return Decided(
+        actions=acted.actions[0].tolist(),
+        log_probs=acted.head_log_probs[0].tolist(),
+        value=float(acted.values[0]),
+        risk=acted.risk[0].log().numpy(),
     )
 
 

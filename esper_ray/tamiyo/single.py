@@ -1,9 +1,8 @@
-"""The network for one observation, on the very weights of the torch modules, with numpy for all that is small.
+"""The network for one observation, in numpy on the very weights of the torch modules.
 
 A boundary asks about one small graph, where torch spends several times longer on starting its some 300 operations than
-on the arithmetic. What is heavy, or would use threads of numpy's own, is torch's here too: products, sums over edges,
-layer norms. It is the same function as `tamiyo.encoder` and `tamiyo.policy` compute for a batch; the tests hold the
-two together.
+on the arithmetic. Sums over edges are products with small dense matrices here. It is the same function as
+`tamiyo.encoder` and `tamiyo.policy` compute for a batch; the tests hold the two together.
 """
 
 from __future__ import annotations
@@ -27,45 +26,59 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 Arrays = Mapping[str, npt.NDArray[Any]]
-Affine = tuple[Tensor, Tensor | None]
+Affine = tuple[Floats, Floats | None]
 HUGE = 1e30
-LARGEST = 1000
-"""Nodes up to which numpy's quick start of an operation counts."""
+LARGEST = 300
+"""Nodes up to which the dense matrices are the quicker way."""
 
+_STEEPEST = 300.0
+"""Scores of the attention beyond +-300 count as that: their exponentials stay finite in float64 without a shift."""
 _KEPT = 64
+_STRUCTURE = ("layers", "slots", "blueprints", "candidates", "layer_edges", "slot_layer")
 
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """A `Structure` for numpy, its edges ordered by the port they enter. M nodes, E edges, P ports in use.
+    """A `Structure` for numpy, its edges ordered by the port they enter. M nodes, R rows of ports, E edges.
 
     Attributes:
-        starts: int [P], the first edge of each port; ``group`` [E] says which of these ports an edge enters.
+        mean: float32 [M, R], which rows a node of a `SageLayer` sums, with which weight; its own row is among them.
+        own: float32 [1, M, R], the nodes' own rows alone.
+        times: float64 [E, 1], how often the same edge is there.
+        starts: int, the first edge of each port that edges enter by; ``group`` [E] says which of these an edge enters.
     """
 
     counts: tuple[int, ...]
-    own: Indices
     source: Indices
     port: Indices
-    target: Tensor
-    share: Floats
+    target: Indices
+    mean: Floats
+    own: Floats
+    times: npt.NDArray[np.float64]
     starts: Indices
     group: Indices
 
 
 def wiring(edges: Structure) -> Wiring:
-    """Order the edges."""
+    """Order the edges, and lay them out as matrices."""
     order = torch.argsort(edges.port, stable=True)
-    port = edges.port[order].numpy()
+    source, target, port = (part[order].numpy() for part in (edges.source, edges.target, edges.port))
+    nodes = len(edges.own)
+    own, times = np.zeros((nodes, edges.rows), np.float32), np.zeros((nodes, edges.rows))
+    own[np.arange(nodes), edges.own.numpy()] = 1.0
+    np.add.at(times, (target, source), 1.0)
+    mean = own.copy()
+    np.add.at(mean, (target, source), edges.share[order].numpy()[:, 0])
     first = np.ones(len(port), bool)
     first[1:] = port[1:] != port[:-1]
     return Wiring(
         counts=edges.counts,
-        own=edges.own.numpy(),
-        source=edges.source[order].numpy(),
+        source=source,
         port=port,
-        target=edges.target[order],
-        share=edges.share[order].numpy(),
+        target=target,
+        mean=mean,
+        own=own[None],
+        times=times[target, source][:, None],
         starts=np.flatnonzero(first),
         group=np.cumsum(first) - 1,
     )
@@ -92,135 +105,142 @@ class Single:
         self._graph_layers = [
             (
                 layer.heads if isinstance(layer, GatLayer) else 0,
-                [weight.detach().t() for weight in layer.linear.by_type()],
+                [_array(weight).T for weight in layer.linear.by_type()],
                 _Norm(norm),
             )
             for layer, norm in encoder.stack()
         ]
         self._heads = {name: _affine(each) for name, each in policy.named_children() if isinstance(each, nn.Linear)}
         self._slot_operation = _array(policy.slot_operation.weight)
-        self._wirings: dict[tuple[object, ...], Wiring] = {}
+        self._wirings: dict[tuple[bytes, ...], Wiring] = {}
 
-    def _wiring(self, obs: Mapping[str, Tensor], seen: Arrays) -> Wiring:
+    def _wiring(self, seen: Arrays) -> Wiring:
         """The observation's structure; it is worked out once for each that comes."""
-        key = (
-            *(seen[name].shape for name in ("layers", "slots", "candidates", "layer_edges")),
-            *(seen[name].tobytes() for name in ("layer_edges", "slot_layer")),
-            *((seen[name][..., 0] > 0).tobytes() for name in ("layers", "slots", "blueprints", "candidates")),
-        )
+        key = tuple([_structure_bytes(name, seen[name]) for name in _STRUCTURE])
         found = self._wirings.get(key)
         if found is None:
             if len(self._wirings) >= _KEPT:
                 self._wirings.clear()
-            found = self._wirings[key] = wiring(structure_of(obs))
+            batch = {name: torch.from_numpy(seen[name]).unsqueeze(0) for name in _STRUCTURE}
+            found = self._wirings[key] = wiring(structure_of(batch))
         return found
 
-    def decide(self, obs: Mapping[str, Tensor], noise: Floats | None) -> Decided:
+    def decide(self, seen: Arrays, noise: Floats | None) -> Decided:
         """Choose for one observation.
 
         Args:
-            obs: its arrays, with a first axis of length 1.
+            seen: its arrays, as `graph.observe` gives them.
             noise: Gumbel noise for all choices of the four heads, one after the other; None is greedy.
         """
-        seen = {name: array.numpy() for name, array in obs.items()}
-        edges = self._wiring(obs, seen)
+        edges = self._wiring(seen)
         # What is not finite is the caller's to judge, and shows in what is returned.
         with np.errstate(all="ignore"):
             slots, blueprints, whole = self._read(seen, edges)
             trunk = np.maximum(self._linear("trunk", whole), 0.0)
-            half = trunk.shape[1] // 2
-            deciding, judging = trunk[:, :half], trunk[:, half:]
-            outlook = self._linear("outlook", judging)[0]
+            half = len(trunk) // 2
+            deciding, judging = trunk[:half], trunk[half:]
+            outlook = self._linear("outlook", judging)
             actions, log_probs = self._choose(seen, slots, blueprints, deciding, noise)
         return Decided(actions, log_probs, float(outlook[0]), outlook[1:])
 
     def _read(self, seen: Arrays, edges: Wiring) -> tuple[Floats, Floats, Floats]:
-        parts = [
-            _product(_float32(seen[name]).reshape(-1, seen[name].shape[-1]), *affine)
-            for name, affine in zip(("layers", "slots", "blueprints", "global"), self._inputs, strict=True)
-        ]
-        parts[2] += self._identities[seen["blueprint_ids"][0].astype(np.int64, copy=False) % IDENTITIES]
-        nodes = self._norm(np.concatenate(parts))
+        """The vectors of the slots [S, D], of the blueprints [B, D], and of the whole run [3 D]."""
+        width = self._identities.shape[1]
+        nodes = np.empty((sum(edges.counts), width), np.float32)
+        ends = np.cumsum(edges.counts)
+        for name, affine, end, count in zip(
+            ("layers", "slots", "blueprints", "global"), self._inputs, ends, edges.counts, strict=True
+        ):
+            nodes[end - count : end] = _product(_float32(seen[name]), affine)
+        nodes[ends[1] : ends[2]] += self._identities[seen["blueprint_ids"] % IDENTITIES]
+        nodes = self._norm(nodes)
         for heads, weights, norm in self._graph_layers:
             rows = _rows(nodes, weights, edges.counts)
-            heard = _attend(rows, edges, heads, nodes.shape[1]) if heads else _mean(rows, edges)
+            heard = _attend(rows, edges, heads, width) if heads else edges.mean @ rows
             nodes = norm(nodes + np.maximum(heard, 0.0))
-        layers, slot_count, _, _ = edges.counts
-        slots, blueprints, run = nodes[layers : layers + slot_count], nodes[layers + slot_count : -1], nodes[-1]
-        there = (seen["slots"][0, :, :1] > 0).astype(np.float32)
+        slots, blueprints, run = nodes[ends[0] : ends[1]], nodes[ends[1] : ends[2]], nodes[-1]
+        there = (seen["slots"][:, :1] > 0).astype(np.float32)
         mean = (slots * there).sum(0) / max(1.0, float(there.sum()))
-        return slots, blueprints, np.concatenate([run, mean, (np.maximum(slots, 0.0) * there).max(0)])[None]
+        return slots, blueprints, np.concatenate([run, mean, (np.maximum(slots, 0.0) * there).max(0)])
 
     def _choose(
         self, seen: Arrays, slots: Floats, blueprints: Floats, deciding: Floats, noise: Floats | None
     ) -> tuple[list[int], list[float]]:
-        offered = seen["mask_blueprint"][0] != 0
-        legal = seen["mask_slot"][0] != 0
+        offered = seen["mask_blueprint"] != 0
+        legal = seen["mask_slot"] != 0
         legal[GERMINATE] &= offered.any(1)
-        operations = (seen["mask_operation"][0] != 0) & legal.any(1)
+        operations = (seen["mask_operation"] != 0) & legal.any(1)
         operations[NO_OP] = True
-        ends = np.cumsum([len(operations), len(slots), len(blueprints), len(SCHEDULES)])
-        parts = [None] * 4 if noise is None else np.split(noise, ends[:-1])
+        sizes = (len(operations), len(slots), len(blueprints), len(SCHEDULES))
 
         actions, log_probs = [0, 0, 0, 0], [0.0, 0.0, 0.0, 0.0]
-        operation, log_probs[0] = _pick(self._linear("operation", deciding)[0], operations, parts[0])
-        actions[0] = operation
+
+        def pick(place: int, logits: Floats, allowed: npt.NDArray[np.bool_]) -> int:
+            start = sum(sizes[:place])
+            drawn = None if noise is None else noise[start : start + sizes[place]]
+            actions[place], log_probs[place] = _pick(logits, allowed, drawn)
+            return actions[place]
+
+        operation = pick(0, self._linear("operation", deciding), operations)
         if operation == NO_OP:
             return actions, log_probs
         query = self._linear("slot_query", deciding) + self._slot_operation[operation]
         scores = self._linear("slot_score", np.maximum(self._linear("slot_key", slots) + query, 0.0))[:, 0]
-        actions[1], log_probs[1] = _pick(scores, legal[operation], parts[1])
+        slot = pick(1, scores, legal[operation])
         if operation != GERMINATE:
             return actions, log_probs
-        slot = actions[1]
-        context = np.concatenate([deciding[0], slots[slot]])[None]
-        costs = _float32(seen["candidates"][0, slot])
-        keys = self._linear("blueprint_key", blueprints) + self._linear("blueprint_cost", costs)
-        scores = self._linear("blueprint_score", np.maximum(keys + self._linear("blueprint_query", context), 0.0))
-        actions[2], log_probs[2] = _pick(scores[:, 0], offered[slot], parts[2])
-        actions[3], log_probs[3] = _pick(self._linear("schedule", context)[0], np.ones(len(SCHEDULES), bool), parts[3])
+        context = np.concatenate([deciding, slots[slot]])
+        keys = self._linear("blueprint_key", blueprints)
+        keys += self._linear("blueprint_cost", _float32(seen["candidates"][slot]))
+        keys += self._linear("blueprint_query", context)
+        pick(2, self._linear("blueprint_score", np.maximum(keys, 0.0))[:, 0], offered[slot])
+        pick(3, self._linear("schedule", context), np.ones(len(SCHEDULES), bool))
         return actions, log_probs
 
     def _linear(self, name: str, given: Floats) -> Floats:
-        return _product(given, *self._heads[name])
+        return _product(given, self._heads[name])
 
 
-def _rows(nodes: Floats, weights: list[Tensor], counts: tuple[int, ...]) -> Floats:
+def _structure_bytes(name: str, array: npt.NDArray[Any]) -> bytes:
+    """What of an array the structure depends on: all of the edges, of other tables their size and what is there."""
+    return array.tobytes() if name in ("layer_edges", "slot_layer") else (array[..., 0] > 0).tobytes()
+
+
+def _rows(nodes: Floats, weights: list[Floats], counts: tuple[int, ...]) -> Floats:
     """`TypedLinear`: [M, D] to [R, O]."""
-    parts, start = [], 0
-    for count, weight, each in zip(counts, weights, PORT_COUNTS, strict=True):
-        parts.append(_product(nodes[start : start + count], weight).reshape(count * each, -1))
-        start += count
-    return np.concatenate(parts)
-
-
-def _mean(rows: Floats, edges: Wiring) -> Floats:
-    """`SageLayer`: [R, D] to [M, D]."""
-    return _hear(rows.take(edges.own, 0), edges, rows.take(edges.source, 0) * edges.share)
+    outputs = weights[0].shape[1] // PORT_COUNTS[0]
+    rows = np.empty((sum(map(int.__mul__, counts, PORT_COUNTS)), outputs), np.float32)
+    node = row = 0
+    for count, weight, ports in zip(counts, weights, PORT_COUNTS, strict=True):
+        out = rows[row : row + count * ports].reshape(count, ports * outputs)
+        np.matmul(nodes[node : node + count], weight, out=out)
+        node, row = node + count, row + count * ports
+    return rows
 
 
 def _attend(rows: Floats, edges: Wiring, heads: int, width: int) -> Floats:
     """`GatLayer`: [R, D + 2 H] to [M, D]."""
-    values, asked = rows[:, :width].copy(), rows[:, width:].copy()
-    scores = asked.take(edges.source, 0)[:, :heads] + asked.take(edges.port, 0)[:, heads:]
-    scores = np.maximum(scores, LEAK * scores)
+    asked = rows[:, width:]
+    scores = asked[:, :heads].take(edges.source, 0) + asked[:, heads:].take(edges.port, 0)
+    scores = np.maximum(scores, LEAK * scores).astype(np.float64)
+    weights = np.repeat(edges.own, heads, 0)
     if len(scores):
-        exponents = np.exp(scores - np.maximum.reduceat(scores, edges.starts).take(edges.group, 0))
-        scores = exponents / np.add.reduceat(exponents, edges.starts).take(edges.group, 0)
-    read = values.take(edges.source, 0).reshape(-1, heads, width // heads) * scores[:, :, None]
-    return _hear(values.take(edges.own, 0), edges, read.reshape(-1, width))
-
-
-def _hear(nodes: Floats, edges: Wiring, read: Floats) -> Floats:
-    """Add to each node [M, D] what its edges read [E, D]."""
-    torch.from_numpy(nodes).index_add_(0, edges.target, torch.from_numpy(read))
-    return nodes
+        exponents = np.exp(np.clip(scores, -_STEEPEST, _STEEPEST, out=scores), out=scores)
+        exponents *= edges.times / np.add.reduceat(exponents, edges.starts, 0).take(edges.group, 0)
+        weights[:, edges.target, edges.source] = exponents.T
+    values = rows[:, :width].reshape(-1, heads, width // heads).transpose(1, 0, 2)
+    heard: Floats = np.matmul(weights, values).transpose(1, 0, 2).reshape(-1, width)
+    return heard
 
 
 def small(obs: Mapping[str, Tensor]) -> bool:
     """Whether there is one observation only, and its graph is small enough."""
-    nodes = obs["layers"].shape[1] + obs["slots"].shape[1] + obs["blueprints"].shape[1] + 1
-    return len(obs["global"]) == 1 and nodes <= LARGEST
+    return len(obs["global"]) == 1 and fits(*(obs[name].shape[1] for name in ("layers", "slots", "blueprints")))
+
+
+def fits(layers: int, slots: int, blueprints: int) -> bool:
+    """Whether a graph is small enough."""
+    return layers + slots + blueprints < LARGEST
 
 
 def _array(tensor: Tensor) -> Floats:
@@ -233,18 +253,19 @@ def _float32(array: npt.NDArray[Any]) -> Floats:
 
 
 def _affine(linear: nn.Linear) -> Affine:
-    return linear.weight.detach().t(), None if linear.bias is None else linear.bias.detach()
+    return _array(linear.weight).T, None if linear.bias is None else _array(linear.bias)
 
 
-def _product(left: Floats, weight: Tensor, bias: Tensor | None = None) -> Floats:
-    """[N, K] times [K, O], plus [O]."""
-    given = torch.from_numpy(left)
-    found: Floats = (torch.mm(given, weight) if bias is None else torch.addmm(bias, given, weight)).numpy()
+def _product(given: Floats, affine: Affine) -> Floats:
+    """[..., K] times [K, O], plus [O]."""
+    found: Floats = given @ affine[0]
+    if affine[1] is not None:
+        found += affine[1]
     return found
 
 
 class _Norm:
-    """A layer norm on [M, D]."""
+    """A layer norm on [M, D]; torch's own is one operation, numpy would need eight."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         self._arguments = tuple(norm.normalized_shape), norm.weight.detach(), norm.bias.detach(), norm.eps

@@ -1,0 +1,146 @@
+"""A direct line between two processes of one node: a Unix socket that an actor answers on, beside its Ray methods.
+
+A call through Ray takes 2 to 4 ms on a machine with two busy processors; the same bytes over a socket take 0.2. The
+answer at a boundary has 12 ms in all, so Tamiyo gets a line. Who cannot reach it, from another node or another
+network namespace say, calls her through Ray as everybody else. The socket's name is abstract (Linux), so that nothing
+is left behind; who connects must know the key, which only a Ray call tells.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
+from typing import Any
+
+from esper_ray.errors import EnvironmentFault, EsperError
+
+log = logging.getLogger(__name__)
+Serve = Callable[[list[bytes]], Sequence[bytes]]
+_GIVEN, _FAULT = b"given", b"fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a line is answered: on which machine, under which name, and the key to it."""
+
+    host: str
+    name: str
+    key: bytes
+
+
+class LineServer:
+    """Answers on a line until the process ends. Each connection has a thread of its own.
+
+    Args:
+        serve: from the parts of a request to the parts of its answer; an `EsperError` becomes the caller's.
+    """
+
+    def __init__(self, purpose: str, serve: Serve) -> None:
+        self._serve = serve
+        self.address: Address | None = None
+        if sys.platform.startswith("linux"):
+            key = secrets.token_bytes(32)
+            self._listener = Listener(f"\0esper-{purpose}-{secrets.token_hex(8)}", "AF_UNIX", authkey=key)
+            self.address = Address(socket.gethostname(), str(self._listener.address), key)
+            threading.Thread(target=self._accept, name=f"line-{purpose}", daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection = self._listener.accept()
+            except (AuthenticationError, EOFError, OSError) as fault:
+                log.warning("somebody could not be let in on the line: %s", fault)
+                continue
+            threading.Thread(target=self._answer, args=(connection,), name="line-answer", daemon=True).start()
+
+    def _answer(self, connection: Connection[Any, Any]) -> None:
+        try:
+            while True:
+                number, *parts = unpack(connection.recv_bytes())
+                try:
+                    answer = [number, _GIVEN, *self._serve(parts)]
+                except EsperError as fault:
+                    answer = [number, _FAULT, str(fault).encode()]
+                except Exception as fault:
+                    # The caller must not wait for an answer that will never come.
+                    log.exception("a call on the line met a fault")
+                    answer = [number, _FAULT, f"It met a fault of its own: {fault!r}".encode()]
+                connection.send_bytes(pack(answer))
+        except (EOFError, OSError):
+            connection.close()  # the caller is gone
+
+
+class Line:
+    """The caller's end. One call is out at a time; the answer to an earlier one that came late is thrown away.
+
+    Raises:
+        OSError: nobody answers there, or not with this key.
+    """
+
+    def __init__(self, address: Address) -> None:
+        if address.host != socket.gethostname():
+            raise OSError(f"the line ends on {address.host}")
+        try:
+            self._connection = Client(address.name, "AF_UNIX", authkey=address.key)
+        except (AuthenticationError, EOFError) as fault:
+            raise OSError(str(fault)) from None
+        self._numbers = itertools.count(1)
+
+    def call(self, parts: Sequence[bytes]) -> LineAnswer:
+        """Send a request; returns at once.
+
+        Raises:
+            OSError: the line is broken.
+        """
+        number = str(next(self._numbers)).encode()
+        self._connection.send_bytes(pack([number, *parts]))
+        return LineAnswer(self._connection, number)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class LineAnswer:
+    """One call that is out."""
+
+    def __init__(self, connection: Connection[Any, Any], number: bytes) -> None:
+        self._connection, self._number = connection, number
+
+    def wait(self, timeout: float | None) -> list[bytes] | None:
+        """The answer's parts, or None when it is not there in time.
+
+        Raises:
+            EsperError: the other end's, or that the line broke.
+        """
+        try:
+            while self._connection.poll(timeout):
+                number, kind, *parts = unpack(self._connection.recv_bytes())
+                if number == self._number:
+                    if kind == _FAULT:
+                        raise EsperError(parts[0].decode())
+                    return parts
+        except (EOFError, OSError) as fault:
+            raise EnvironmentFault("The line broke.", why=str(fault) or "The other end is gone.") from None
+        return None
+
+
+def pack(parts: Sequence[bytes]) -> bytes:
+    """Several byte strings as one: their number, their lengths, themselves; little-endian 32-bit."""
+    return struct.pack(f"<{len(parts) + 1}I", len(parts), *map(len, parts)) + b"".join(parts)
+
+
+def unpack(data: bytes) -> list[bytes]:
+    """The inverse of `pack`."""
+    (count,) = struct.unpack_from("<I", data)
+    sizes = struct.unpack_from(f"<{count}I", data, 4)
+    ends = list(itertools.accumulate(sizes, initial=4 + 4 * count))
+    return [data[start:end] for start, end in itertools.pairwise(ends)]
