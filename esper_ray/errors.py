@@ -39,6 +39,10 @@ class EnvironmentFault(EsperError):
     """The machine lacks something: a port, a permission, memory, a version, a server."""
 
 
+class StorageFault(EnvironmentFault):
+    """A file, a folder or a journal cannot be written: no space, no permission."""
+
+
 class ContractError(EsperError):
     """Bytes that are no valid message. ``reason`` is one word, counted by Nissa."""
 

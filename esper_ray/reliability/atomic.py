@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from esper_ray.errors import EnvironmentFault
+from esper_ray.errors import StorageFault
 from esper_ray.reliability.failpoints import passing
 
 
@@ -16,10 +16,10 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace ``path`` by ``data`` so that a crash leaves the old content or the new one.
 
     Raises:
-        EnvironmentFault: the folder cannot be written (no permission, disk full).
+        StorageFault: the folder cannot be written (no permission, disk full).
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -39,11 +39,11 @@ def create_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> bool:
     """Write ``path`` if nobody did yet: of several processes exactly one gets True, and all find its content.
 
     Raises:
-        EnvironmentFault: the folder cannot be written.
+        StorageFault: the folder cannot be written.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
     write_bytes(draft, data, mode=mode)
-    with _explained(path):
+    with explained(path):
         try:
             os.link(draft, path)
         except FileExistsError:
@@ -70,17 +70,18 @@ def sync_folder(folder: Path) -> None:
 
 def make_folder(path: Path) -> Path:
     """Create ``path`` with its parents, or say why that is impossible."""
-    with _explained(path):
+    with explained(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """What the system says of writing ``path``, as a `StorageFault`."""
     try:
         yield
     except OSError as error:
-        raise EnvironmentFault(
+        raise StorageFault(
             f"Cannot write {path}.",
             why=f"The system says: {error.strerror or error}.",
             remedy="Free some space or permissions there, or point ESPER_HOME at a folder you can write.",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper_ray.errors import EnvironmentFault
+from esper_ray.errors import StorageFault
 from esper_ray.reliability.atomic import make_folder
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 from esper_ray.reliability.failpoints import passing
@@ -48,7 +48,7 @@ class Journal:
             the last ones may be missing, never one in the middle: for a log that can be made again from its source.
 
     Raises:
-        EnvironmentFault: the file cannot be opened, or is damaged beyond SQLite's own recovery.
+        StorageFault: the file cannot be opened, or is damaged beyond SQLite's own recovery.
     """
 
     def __init__(self, path: Path, *, clock: Clock = SYSTEM_CLOCK, sync: bool = True) -> None:
@@ -60,7 +60,7 @@ class Journal:
             self._db.execute(f"PRAGMA synchronous={'FULL' if sync else 'NORMAL'}")
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
-            raise EnvironmentFault(
+            raise StorageFault(
                 f"Cannot open the journal {path}.",
                 why=f"SQLite says: {error}.",
                 remedy="Check the folder's permissions and free space; move a damaged file away to start a new one.",
@@ -71,19 +71,35 @@ class Journal:
         return self.append_many(stream, [(key, payload)])[0]
 
     def append_many(self, stream: str, items: Iterable[tuple[str | None, bytes]]) -> list[int]:
-        """Append several entries in one commit."""
+        """Append several entries in one commit.
+
+        Raises:
+            StorageFault: nothing of it is in the journal: the disk is full, or the file is locked or damaged.
+        """
         now = self._clock.now_ns()
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 numbers = [self._insert(stream, key, now, payload) for key, payload in items]
                 passing("journal.inserted")
                 self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._undo()
+                raise StorageFault(
+                    f"Cannot write the journal {self.path}.",
+                    why=f"SQLite says: {error}.",
+                    remedy="Free some space there; what was written before is whole.",
+                ) from error
             except BaseException:
-                self._db.execute("ROLLBACK")
+                self._undo()
                 raise
         passing("journal.committed")
         return numbers
+
+    def _undo(self) -> None:
+        # On a full disk SQLite has rolled back by itself.
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     def _insert(self, stream: str, key: str | None, now: int, payload: bytes) -> int:
         cursor = self._db.execute(
