@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from esper_ray.config import SeedConfig
@@ -20,15 +19,15 @@ from esper_ray.contracts.messages import AdaptationCommand, SeedState, blueprint
 from esper_ray.contracts.ports import KernelSource, SlotInfo
 from esper_ray.errors import BlueprintError, KernelError
 from esper_ray.karn.catalog import CATALOG
-from esper_ray.kasmina import advance, isolation, kernels
+from esper_ray.kasmina import advance, kernels
 from esper_ray.kasmina.advance import SeedMeasurement
 from esper_ray.kasmina.blending import alpha_at
 from esper_ray.kasmina.gates import Verdict
+from esper_ray.kasmina.isolated import IsolatedTraining
 from esper_ray.kasmina.isolation import LossFunction
 from esper_ray.kasmina.lifecycle import LIVE, gate_of
 from esper_ray.kasmina.slot import Seed, Slot, Switch
 from esper_ray.reliability.failpoints import passing
-from esper_ray.reliability.ids import derive_seed
 
 GROWN = "esper_grown"
 KERNEL_PATIENCE_SECONDS = 120.0
@@ -48,6 +47,9 @@ class Trainer(Protocol):
 
     def leftovers(self, seed: int) -> int:
         """How many optimizer entries of that seed remain."""
+
+    def foreign_groups(self, seed: Seed) -> list[int]:
+        """Numbers of the optimizer groups, other than its own, that hold a parameter of that seed; 0 is the host's."""
 
     def planned_graft(self, seed: int) -> int | None:
         """The step at which a resumed run grafted that seed before, or None."""
@@ -86,6 +88,7 @@ class Garden:
         self.slots = [Slot(info, model.get_submodule(info.name), self.switch) for info in slots]
         self.branch, self.next_number, self.epoch = 0, 1, 0
         self.culled = self.checks = self.violations = self.isolated_steps = 0
+        self.isolated = IsolatedTraining(self, run_seed)
         self._pending: list[kernels.Pending] = []
         self._events: list[dict[str, Any]] = []
 
@@ -338,12 +341,7 @@ class Garden:
 
     def shadow_due(self, step: int) -> str:
         """Which extra work this step has: "" for none, "shadow", or "watched" where the monitor looks on as well."""
-        share = self.config.shadow_share
-        if not self.in_stage(Stage.TRAINING) or int((step + 1) * share) == int(step * share):
-            return ""
-        every = self.config.monitor_every
-        # Not on the first one: that step has the graft to bear already.
-        return "watched" if self.isolated_steps % every == min(1, every - 1) else "shadow"
+        return self.isolated.due(step)
 
     def train_isolated(
         self, step: int, inputs: Tensor, targets: Tensor, loss_function: LossFunction, host_loss: Tensor, *, watch: bool
@@ -353,37 +351,7 @@ class Garden:
         The host's gradients are in place when this is called; with ``watch`` the monitor checks that they are those
         of a model without the seeds, and stay so.
         """
-        isolated = self.in_stage(Stage.TRAINING)
-        self.isolated_steps += 1
-        expected = None
-        if watch:
-            expected = isolation.host_gradients(self.model, self.switch, inputs, targets, loss_function)
-        seed = derive_seed(self._run_seed, "shadow", step)
-        loss = isolation.shadow_loss(self.model, self.switch, inputs, targets, loss_function, seed=seed)
-        if loss.requires_grad:  # a block without parameters has nothing to learn; G1 will see that
-            loss.backward()  # type: ignore[no-untyped-call]
-        if expected is not None:
-            self._check_isolation(isolation.compare(expected, self.model), isolated, step)
-        advantage = float(host_loss.detach() - loss.detach())
-        for each in isolated:
-            assert each.branch is not None
-            norms = [p.grad.norm() for p in each.branch.parameters() if p.grad is not None]
-            each.gradient_norm = float(torch.stack(norms).norm()) if norms else 0.0
-            each.evidence["norms"].append(each.gradient_norm)
-            each.evidence["advantages"].append(advantage)
-            each.evidence["together"] = len(isolated)
-
-    def _check_isolation(self, reading: isolation.IsolationReading, isolated: Sequence[Seed], step: int) -> None:
-        self.checks += 1
-        if reading.clean(self.config.isolation_tolerance):
-            return
-        for seed in isolated:
-            self.violations += 1
-            seed.violations += 1
-            seed.evidence["violations"] = seed.violations
-            self.note("isolation", seed=seed.number, step=step, cosine=reading.cosine, difference=reading.difference)
-            if seed.violations >= self.config.isolation_violations:
-                self.cull(self.slots[seed.slot], f"{seed.violations} isolation violations")
+        self.isolated.train(step, inputs, targets, loss_function, host_loss, watch=watch)
 
     # Epochs
 

@@ -59,6 +59,13 @@ class Groups:
         groups = sum(int(group["seed"]) == seed for group in self.optimizer.param_groups)
         return groups + int(seed in self._seeds)
 
+    def foreign(self, seed: Seed) -> list[int]:
+        """Numbers of the groups, other than the seed's own, that hold one of its parameters."""
+        assert seed.branch is not None
+        own = {id(parameter) for parameter in seed.branch.parameters()}
+        groups = (group for group in self.optimizer.param_groups if group["seed"] != seed.number)
+        return [int(group["seed"]) for group in groups if any(id(p) in own for p in group["params"])]
+
     def fossilise(self, seed: Seed) -> None:
         """From now on the seed's gradients are clipped together with the host's."""
         self._seeds.pop(seed.number, None)

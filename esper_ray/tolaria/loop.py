@@ -83,6 +83,9 @@ class Loop:
     def leftovers(self, seed: int) -> int:
         return self.groups.leftovers(seed)
 
+    def foreign_groups(self, seed: Seed) -> list[int]:
+        return self.groups.foreign(seed)
+
     def planned_graft(self, seed: int) -> int | None:  # noqa: ARG002
         """Nothing is repeated here: a graft happens when its kernel is there."""
         return None
