@@ -37,6 +37,8 @@ class LearningRates:
     def __init__(self, config: OptimizerConfig, total_steps: int) -> None:
         self._config, self._total = config, max(1, total_steps)
         self.outside_writes = 0
+        # Below 1 while the run is conservative after damage.
+        self.factor = 1.0
         self._births: dict[int, int] = {}
         self._written: dict[int, float] = {}
 
@@ -46,7 +48,7 @@ class LearningRates:
         warmup = self._config.warmup * self._total
         rising = min(1.0, (step + 1) / warmup) if warmup >= 1.0 else 1.0
         shape = SCHEDULES[self._config.schedule](progress, self._config.decay)
-        return self._config.learning_rate * min(rising, shape)
+        return self._config.learning_rate * min(rising, shape) * self.factor
 
     def seed_rate(self, seed: int, step: int) -> float:
         warmup = self._config.seed_warmup_steps
@@ -73,9 +75,11 @@ class LearningRates:
             group["lr"] = self._written[seed] = rate
 
     def save(self) -> dict[str, Any]:
-        return {"births": {str(seed): step for seed, step in self._births.items()}, "outside": self.outside_writes}
+        births = {str(seed): step for seed, step in self._births.items()}
+        return {"births": births, "outside": self.outside_writes, "factor": self.factor}
 
     def load(self, data: Mapping[str, Any]) -> None:
         self._births = {int(seed): int(step) for seed, step in data["births"].items()}
         self.outside_writes = int(data["outside"])
+        self.factor = float(data.get("factor", 1.0))
         self._written = {}
