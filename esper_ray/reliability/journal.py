@@ -83,7 +83,7 @@ class Journal:
                 numbers = [self._insert(stream, key, now, payload) for key, payload in items]
                 passing("journal.inserted")
                 self._db.execute("COMMIT")
-            except sqlite3.Error as error:
+            except sqlite3.OperationalError as error:
                 self._undo()
                 raise StorageFault(
                     f"Cannot write the journal {self.path}.",
