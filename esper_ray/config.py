@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
+from esper_ray.contracts.budgets import HOST_PARAMETER_LIMIT
 from esper_ray.errors import ConfigError
+
+TASKS = ("resnet-lite", "transformer-lite")
+_OWN_TASK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class Section(BaseModel):
@@ -25,8 +30,17 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    task: Literal["resnet-lite"] = Field("resnet-lite", description="the host model's family")
-    dataset: Literal["glyphs", "digits"] = Field("glyphs", description="what it learns from")
+    task: str = Field(
+        "resnet-lite",
+        description="what is trained: resnet-lite, transformer-lite, or a function of yours as package.module:function",
+    )
+    dataset: Literal["glyphs", "digits", "cifar10", "pycode"] = Field(
+        "glyphs", description="what it learns from; pycode is for transformer-lite, the others are for resnet-lite"
+    )
+    data_folder: str = Field("", description="where CIFAR-10's binary files are (cifar10)")
+    code_folder: str = Field(
+        "", description="from where a function of yours is imported; empty: where the command is called"
+    )
     seed: int = Field(0, ge=0, description="names every random draw of the run")
     mode: Literal["lockstep", "live"] = Field(
         "live",
@@ -35,15 +49,30 @@ class RunConfig(Section):
     epochs: int = Field(16, ge=2, le=10_000, description="how many boundaries the run has")
     boundary_every: int = Field(94, ge=0, description="steps per epoch; 0 means one pass over the data")
     batch_size: int = Field(64, ge=2, description="samples per step")
-    train_samples: int = Field(16_000, ge=64, description="size of the training split (glyphs)")
-    validation_samples: int = Field(2000, ge=32, description="size of the split that decisions see (glyphs)")
-    test_samples: int = Field(4000, ge=32, description="size of the split that is read once (glyphs)")
+    train_samples: int = Field(16_000, ge=64, description="size of the training split (all but digits)")
+    validation_samples: int = Field(2000, ge=32, description="size of the split that decisions see (all but digits)")
+    test_samples: int = Field(4000, ge=32, description="size of the split that is read once (all but digits)")
     difficulty: float = Field(0.75, ge=0.0, le=3.0, description="distortion, clutter and noise of glyphs")
-    host_width: int = Field(16, ge=4, le=128, description="channels of the host's first stage")
+    context: int = Field(64, ge=8, le=1024, description="bytes that transformer-lite sees at once")
+    host_width: int = Field(16, ge=4, le=128, description="channels of the host's first stage; a quarter of a sequence's")
+    host_limit: int = Field(HOST_PARAMETER_LIMIT, ge=1000, description="a host with more parameters is refused")
     threads: int = Field(0, ge=0, description="torch threads of the training process; 0 means half of the processors")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model trains")
     keep_checkpoints: int = Field(5, ge=1, description="how many checkpoints a run keeps")
     max_parameters: int = Field(10_000_000, ge=1000, description="growth stops below this many parameters")
+
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str) -> str:
+        if task not in TASKS and not _OWN_TASK.fullmatch(task):
+            raise ValueError(f"it is none of {', '.join(TASKS)} and no package.module:function")
+        return task
+
+    @property
+    def label(self) -> str:
+        """A word for the run's name: the data set, or the last part of an own task's module."""
+        return self.task.partition(":")[0].rpartition(".")[2] if ":" in self.task else self.dataset
 
 
 class OptimizerConfig(Section):
@@ -59,23 +88,52 @@ class OptimizerConfig(Section):
     seed_warmup_steps: int = Field(50, ge=0, description="steps over which a seed's rate rises from a tenth")
 
 
+BoundedStage = Literal["germinated", "training", "blending", "shadowing", "probationary"]
+
+
 class SeedConfig(Section):
     training_epochs: int = Field(1, ge=1, description="least stay in TRAINING, in epochs")
     blending_epochs: int = Field(1, ge=1, description="epochs over which alpha rises from 0 to 1")
+    shadowing_epochs: int = Field(1, ge=1, description="least stay in SHADOWING, in epochs")
+    probation_epochs: int = Field(1, ge=1, description="least stay in PROBATIONARY, in epochs")
     max_stage_epochs: int = Field(6, ge=1, description="longest stay in any stage before the seed is culled")
+    longest_stay: dict[BoundedStage, PositiveInt] = Field(
+        default_factory=dict, description="that of single stages where it differs, such as {training: 12}"
+    )
     embargo_epochs: int = Field(5, ge=1, description="how long a culled slot rests; doubles for repeat offenders")
     shadow_share: float = Field(0.5, gt=0, le=1, description="share of the steps that train an isolated seed")
-    blend_mode: Literal["residual"] = Field("residual", description="how a branch joins its slot")
+    blend_mode: Literal["residual", "channel", "confidence", "convex"] = Field(
+        "residual",
+        description="how a branch joins its slot: added to the host's path (residual), one channel after the other "
+        "(channel), first where the model is unsure (confidence, one more forward pass on the ramp), or in the place "
+        "of the host's path, which it closes (convex)",
+    )
     blend_schedule: Literal["linear", "cosine", "sigmoid"] = Field("linear", description="shape of the alpha ramp")
     monitor_every: int = Field(25, ge=1, description="isolation is checked on each n-th isolated step")
     isolation_tolerance: float = Field(1e-6, ge=0, description="largest relative gradient difference that is clean")
     isolation_violations: int = Field(3, ge=1, description="violations that cull a seed")
     gradient_floor: float = Field(1e-8, ge=0, description="G1: a seed's gradient norm must be above this")
     gradient_ceiling: float = Field(1e3, gt=0, description="G1: and below this")
-    loss_jump: float = Field(0.25, gt=0, description="G2: largest relative rise of the validation loss in the ramp")
+    loss_jump: float = Field(
+        0.25, gt=0, description="G2, G4: largest relative rise of the validation loss since before the ramp"
+    )
+    output_move: float = Field(
+        5.0, gt=0, description="G2: largest move of the slot's output on the ramp, as a multiple of its own size"
+    )
     drift_cosine: float = Field(0.2, ge=-1, le=1, description="G3: least cosine of the slot's output, on against off")
     drift_scale: float = Field(4.0, gt=1, description="G3: largest ratio of its deviations, on against off")
+    drift_shift: float = Field(2.0, gt=0, description="G3: largest shift of its mean, in deviations")
     gain_errors: float = Field(1.0, ge=0, description="G4: counterfactual gain must exceed this many standard errors")
+
+
+class EmergencyConfig(Section):
+    loss_factor: float = Field(15.0, gt=1, description="a loss over so many times its running mean is damage")
+    failed_epochs: int = Field(3, ge=1, description="so many failed epochs without a calm time between them end a run")
+    calm_epochs: int = Field(3, ge=1, description="epochs without damage after which a run may grow again")
+    rate_factor: float = Field(
+        0.1, gt=0, le=1, description="by this the learning rates are lowered meanwhile, if no seed explains the damage"
+    )
+    snapshots: int = Field(3, ge=1, description="states kept in memory for a fast rollback")
 
 
 class TamiyoConfig(Section):
@@ -211,6 +269,7 @@ class Config(Section):
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="how it is trained")
     seeds: SeedConfig = Field(SeedConfig(), description="the life of a seed and its gates")
     tamiyo: TamiyoConfig = Field(TamiyoConfig(), description="when and where to grow")
+    emergency: EmergencyConfig = Field(EmergencyConfig(), description="when training is damaged, and what follows")
     forge: ForgeConfig = Field(ForgeConfig(), description="how kernels are made")
     urza: UrzaConfig = Field(UrzaConfig(), description="how kernels are served")
     bus: BusConfig = Field(BusConfig(), description="the bus")

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.errors import KernelError
 from esper_ray.kasmina.garden import GROWN, Garden
+from esper_ray.kasmina.lifecycle import SETTLED
 from esper_ray.reliability import atomic
 from esper_ray.reliability.ids import digest
 
@@ -62,7 +62,12 @@ def export_model(garden: Garden, sample: Tensor, folder: Path) -> dict[str, Any]
         "input": {"shape": ["batch", *sample.shape[1:]], "dtype": str(sample.dtype).removeprefix("torch.")},
         "parameters": sum(value.numel() for value in weights.values()),
         "blocks": [
-            {"slot": garden.slots[seed.slot].info.name, "blueprint": seed.spec.blueprint, "alpha": seed.alpha}
+            {
+                "slot": garden.slots[seed.slot].info.name,
+                "blueprint": seed.spec.blueprint,
+                "blend_mode": seed.mode.name.lower(),
+                "alpha": seed.alpha,
+            }
             for seed in garden.seeds
             if seed.alpha > 0.0
         ],
@@ -78,12 +83,12 @@ def export_model(garden: Garden, sample: Tensor, folder: Path) -> dict[str, Any]
 @contextlib.contextmanager
 def _registered(garden: Garden) -> Iterator[None]:
     """Seeds that are live but no fossils yet count as parts of the model while it is exported."""
-    live = [seed for seed in garden.seeds if seed.stage is not Stage.FOSSILIZED and seed.alpha > 0.0]
+    live = [seed for seed in garden.seeds if seed.stage not in SETTLED and seed.alpha > 0.0]
     before = dict(garden.model.named_children()).get(GROWN)
     parts = nn.ModuleDict(dict(before.items()) if isinstance(before, nn.ModuleDict) else {})
     for seed in live:
         assert seed.branch is not None
-        parts[garden.slots[seed.slot].info.name.replace(".", "_")] = seed.branch
+        parts[garden.grown_name(garden.slots[seed.slot])] = seed.branch
     if live:
         garden.model.add_module(GROWN, parts)
     try:

@@ -1,7 +1,8 @@
 """All the seeds of one model: takes commands, grafts ready kernels, trains isolated seeds, ramps alpha.
 
 The trainer drives it: `before_step` and `train_isolated` in each step, `close_epoch` with the measured figures,
-`apply` for each command. What happened is in `drain_events`, each event once. The gates run in `advance.py`.
+`apply` for each command. What happened is in `drain_events`, each event once. The gates run in `advance.py`, commands
+are judged in `orders.py`.
 """
 
 from __future__ import annotations
@@ -12,25 +13,27 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from esper_ray.config import SeedConfig
+from esper_ray.contracts.enums import BlendMode
 from esper_ray.contracts.enums import SeedLifecycleGate as Gate
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
-from esper_ray.contracts.enums import SeedOperation
-from esper_ray.contracts.messages import AdaptationCommand, SeedState, blueprint_name
+from esper_ray.contracts.messages import AdaptationCommand, SeedState
 from esper_ray.contracts.ports import KernelSource, SlotInfo
-from esper_ray.errors import BlueprintError, KernelError
+from esper_ray.errors import KernelError
 from esper_ray.karn.catalog import CATALOG
-from esper_ray.kasmina import advance, kernels
-from esper_ray.kasmina.advance import SeedMeasurement
+from esper_ray.kasmina import advance, kernels, orders
+from esper_ray.kasmina.advance import EpochEnd, SeedMeasurement
 from esper_ray.kasmina.blending import alpha_at
 from esper_ray.kasmina.gates import Verdict
 from esper_ray.kasmina.isolated import IsolatedTraining
 from esper_ray.kasmina.isolation import LossFunction
-from esper_ray.kasmina.lifecycle import LIVE, gate_of
+from esper_ray.kasmina.lifecycle import LIVE, SETTLED, gate_of
 from esper_ray.kasmina.slot import Seed, Slot, Switch
 from esper_ray.reliability.failpoints import passing
 
 GROWN = "esper_grown"
 KERNEL_PATIENCE_SECONDS = 120.0
+# How often a ramp looks at how far the slot's output has moved, whatever its length.
+SAMPLES_PER_RAMP = 16
 
 
 class Trainer(Protocol):
@@ -83,11 +86,12 @@ class Garden:
         lockstep: bool,
     ) -> None:
         self.model, self.config, self.trainer = model, config, trainer
-        self.source, self._run_seed, self._max_parameters, self._lockstep = source, run_seed, max_parameters, lockstep
-        self.switch = Switch()
+        self.source, self._run_seed, self.max_parameters, self._lockstep = source, run_seed, max_parameters, lockstep
+        self.switch = Switch(model)
         self.slots = [Slot(info, model.get_submodule(info.name), self.switch) for info in slots]
         self.branch, self.next_number, self.epoch = 0, 1, 0
         self.culled = self.checks = self.violations = self.isolated_steps = 0
+        self.last = EpochEnd()
         self.isolated = IsolatedTraining(self, run_seed)
         self._pending: list[kernels.Pending] = []
         self._events: list[dict[str, Any]] = []
@@ -110,7 +114,7 @@ class Garden:
     def parameter_count(self) -> int:
         """Parameters of the host and of every seed in a slot."""
         own = sum(parameter.numel() for parameter in self.model.parameters())
-        return own + sum(seed.parameter_count for seed in self.seeds if seed.stage is not Stage.FOSSILIZED)
+        return own + sum(seed.parameter_count for seed in self.seeds if seed.stage not in SETTLED)
 
     def parameters_in_path(self) -> int:
         """Parameters that the model's predictions depend on."""
@@ -126,7 +130,7 @@ class Garden:
         if seed is None:
             return SeedState(0, slot.info.index, 0, slot.stage)
         # What a fossil is worth is not measured any more: it can no longer be told from its host.
-        known = () if seed.stage is Stage.FOSSILIZED else (("g", "gain"), ("ge", "gain_error"))
+        known = () if seed.stage in SETTLED else (("g", "gain"), ("ge", "gain_error"))
         return SeedState(
             seed=seed.number,
             slot=slot.info.index,
@@ -154,68 +158,21 @@ class Garden:
 
         A GERMINATE only asks for its kernel: the graft happens later, between two steps.
         """
-        directive = command.seed_directive
-        if directive is None or not 0 <= command.slot < len(self.slots):
-            return self._refuse(command, "it names no operation or no slot of this model")
-        slot = self.slots[command.slot]
-        if directive.operation is SeedOperation.GERMINATE:
-            return self._germinate(slot, command)
-        seed = slot.seed
-        if seed is None or (command.seed and command.seed != seed.number):
-            return self._refuse(command, "there is no such seed in that slot")
-        if directive.operation is SeedOperation.CULL and seed.stage in LIVE | {Stage.GERMINATED, Stage.TRAINING}:
-            self.cull(slot, f"ordered by {command.issued_by}")
-            return ""
-        if directive.operation is SeedOperation.FOSSILIZE and seed.stage is Stage.PROBATIONARY:
-            passed = advance.try_stage(self, slot, Stage.FOSSILIZED)
-            return "" if passed else self._refuse(command, "gate G4 did not pass")
-        return self._refuse(command, f"{directive.operation.name} is not possible in stage {seed.stage.name}")
-
-    def _refuse(self, command: AdaptationCommand, reason: str) -> str:
-        operation = command.seed_directive.operation.name if command.seed_directive else command.type.name
-        self.note("refusal", slot=command.slot, seed=command.seed, operation=operation, reason=reason)
-        return reason
-
-    def _germinate(self, slot: Slot, command: AdaptationCommand) -> str:
-        directive = command.seed_directive
-        assert directive is not None
-        if slot.stage is not Stage.DORMANT:
-            return self._refuse(command, f"the slot is {slot.stage.name}, not DORMANT")
-        reason, size = "", 0
-        try:
-            blueprint = CATALOG.get(blueprint_name(directive.blueprint))
-            spec = blueprint.spec(slot.info.signature, directive.parameters)
-            size = blueprint.parameters(slot.info.signature, directive.parameters)
-        except BlueprintError as fault:
-            reason = str(fault)
-        total = self.parameter_count() + size
-        if not reason and total > self._max_parameters:
-            reason = f"the model would have {total} parameters, more than the limit of {self._max_parameters}"
-        verdict = Verdict(not reason, reason or "blueprint exists, is approved and fits", {"parameters": size})
-        self.note_gate(Gate.G0_SANITY, verdict, 0, slot.info.index, Stage.DORMANT, Stage.GERMINATED)
-        if reason:
-            return self._refuse(command, reason)
-        slot.seed = Seed(
-            number=self.next_number,
-            slot=slot.info.index,
-            spec=spec,
-            stage=Stage.DORMANT,
-            born_epoch=self.epoch,
-            stage_epoch=self.epoch,
-            command_id=command.command_id,
-            schedule=directive.blend_schedule or self.config.blend_schedule,
-        )
-        self.next_number += 1
-        self.enter(slot, Stage.GERMINATED, f"ordered by {command.issued_by}")
-        self.expect(kernels.ask(self.source, slot.seed))
-        passing("garden.asked")
-        return ""
+        return orders.carry_out(self, command)
 
     def expect(self, pending: kernels.Pending) -> None:
         """Graft that kernel when it is there."""
         self._pending.append(pending)
 
+    def expected(self, slot: Slot) -> int:
+        """How many kernels are on their way to that slot."""
+        return sum(pending.seed.slot == slot.info.index for pending in self._pending)
+
     # Stages
+
+    def stay(self, slot: Slot) -> int:
+        """Epochs that the seed of a slot has spent in its stage, those that have ended."""
+        return self.epoch - slot.seed.stage_epoch if slot.seed is not None else 0
 
     def enter(self, slot: Slot, stage: Stage, reason: str) -> None:
         """Move a slot and its seed to ``stage``, which the table must allow, and note it."""
@@ -226,7 +183,9 @@ class Garden:
             seed.stage, seed.stage_epoch = stage, self.epoch
         self.note(
             "stage",
-            **{"seed": seed.number if seed else 0, "slot": slot.info.index, "from": before.name, "to": stage.name},
+            seed=seed.number if seed else slot.last_seed,
+            slot=slot.info.index,
+            **{"from": before.name, "to": stage.name},
             blueprint=seed.spec.blueprint if seed else "",
             reason=reason,
         )
@@ -263,10 +222,22 @@ class Garden:
         if grown is None:
             grown = nn.ModuleDict()
             self.model.add_module(GROWN, grown)
-        grown[slot.info.name.replace(".", "_")] = seed.branch
-        seed.alpha = 1.0
+        grown[self.grown_name(slot)] = seed.branch
+        slot.settle()
 
-    def plant_fossil(self, slot_index: int, blueprint: str, parameters: Mapping[str, float]) -> None:
+    def grown_name(self, slot: Slot) -> str:
+        """The name of a slot's block among the model's modules: no other slot has it."""
+        plain = [each.info.name.replace(".", "_") for each in self.slots]
+        name = plain[slot.info.index]
+        return name if plain.count(name) == 1 else f"{name}__{slot.info.index}"
+
+    def plant_fossil(
+        self,
+        slot_index: int,
+        blueprint: str,
+        parameters: Mapping[str, float],
+        mode: BlendMode = BlendMode.RESIDUAL,
+    ) -> None:
         """Put a block into a slot before training begins: the final-size model from scratch is made of these."""
         slot = self.slots[slot_index]
         spec = CATALOG.get(blueprint).spec(slot.info.signature, parameters)
@@ -276,7 +247,7 @@ class Garden:
                 f"No kernel of {spec.key} arrived within {KERNEL_PATIENCE_SECONDS:.0f} s.",
                 remedy="Look at the forge with `esper status`, then resume the run.",
             )
-        seed = Seed(self.next_number, slot_index, spec, Stage.FOSSILIZED, 0, 0, 0, alpha=1.0)
+        seed = Seed(self.next_number, slot_index, spec, Stage.FOSSILIZED, 0, 0, 0, mode, alpha=1.0)
         slot.seed, slot.stage = seed, Stage.FOSSILIZED
         self.next_number += 1
         self._take_kernel(seed, kernel)
@@ -290,7 +261,13 @@ class Garden:
         if self._pending:
             self._graft_ready(step)
         for seed in self.in_stage(Stage.BLENDING):
-            seed.alpha = alpha_at(seed.schedule, (step + 1 - seed.ramp_start) / seed.ramp_steps)
+            if self.epoch < seed.held_until:
+                # A held ramp stands still, and goes on from where it stood.
+                seed.ramp_start += 1
+                continue
+            done = step + 1 - seed.ramp_start
+            seed.alpha = alpha_at(seed.schedule, done / seed.ramp_steps)
+            seed.sample = done % max(1, seed.ramp_steps // SAMPLES_PER_RAMP) == 0
 
     def _graft_ready(self, step: int) -> None:
         waiting: list[kernels.Pending] = []
@@ -317,7 +294,7 @@ class Garden:
         evidence = kernels.birth_evidence(kernel, module, slot.info, run_seed=self._run_seed)
         self._take_kernel(seed, kernel)
         seed.evidence = dict(evidence)
-        if not advance.passes(self, slot, Stage.TRAINING):
+        if not advance.ask(self, slot, Stage.TRAINING).passed:
             self.cull(slot, "the newborn did not pass G0")
             return
         passing("garden.born")
@@ -359,6 +336,6 @@ class Garden:
         self, epoch: int, *, step: int, steps_per_epoch: int, loss: float, measured: Mapping[int, SeedMeasurement]
     ) -> None:
         """Run the gates on what the epoch showed and move each seed on, or out."""
-        self.epoch = epoch
-        advance.close_epoch(self, step=step, steps_per_epoch=steps_per_epoch, loss=loss, measured=measured)
+        self.epoch, self.last = epoch, EpochEnd(step, steps_per_epoch, loss)
+        advance.close_epoch(self, measured)
         self.epoch = epoch + 1

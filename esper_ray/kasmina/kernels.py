@@ -56,13 +56,20 @@ def birth_evidence(kernel: Kernel, module: nn.Module, info: SlotInfo, *, run_see
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     h: Tensor = torch.randn((4, *info.signature.shape), generator=generator).to(device)
     with torch.no_grad():
-        change = float((h + 0.0 * module(h) - h).abs().max())
+        delta = module(h)
+        kept = delta.shape == h.shape
+        change = float((h + 0.0 * delta - h).abs().max()) if kept else float("inf")
     parameters = list(module.parameters())
     dead = 0
-    if parameters:
+    if parameters and kept:
         gradients = torch.autograd.grad((h + module(h)).square().mean(), parameters, allow_unused=True)
         dead = sum(g is None or not bool(torch.isfinite(g).all()) or not bool(g.any()) for g in gradients)
-    return {"digest_known": bool(kernel.digest), "birth_change": change, "dead_parameters": dead}
+    return {
+        "digest_known": bool(kernel.digest),
+        "shape_kept": kept,
+        "birth_change": change,
+        "dead_parameters": dead,
+    }
 
 
 class Stopwatch:

@@ -1,13 +1,14 @@
 """A slot of the host and the seed in it: the whole idea of this package in one screen.
 
 A slot is a forward hook on a module of the host. It is there only while a seed needs it, so a dormant slot runs
-nothing. What the hook does with the module's output ``h`` [N, ...] depends on the pass and on the seed's stage:
+nothing. What the hook does with the module's output ``h`` [N, ...] depends on the pass and on the seed's stage. With
+``d`` the branch and ``B(h, d, alpha)`` the blend of its mode, ``h + alpha * d`` in RESIDUAL:
 
-| pass | TRAINING (isolated) | live, alpha in 0..1 | FOSSILIZED |
+| pass | TRAINING (isolated) | live, alpha in 0..1 | FOSSILIZED, and after it |
 |---|---|---|---|
-| the model's own | ``h`` | ``h + alpha * delta(stop(h))`` | ``h + delta(h)`` |
-| shadow (host constant) | ``h + delta(h)`` | as above, delta constant | as above, delta constant |
-| with this seed off | ``h`` | ``h`` | ``h + delta(h)`` |
+| the model's own | ``h`` | ``B(h, d(stop(h)), alpha)`` | ``B(h, d(h), 1)`` |
+| shadow (host constant) | ``B(h, d(h), 1)`` | as above, d's weights constant | as above, d's weights constant |
+| with this seed off | ``h`` | ``h`` | ``B(h, d(h), 1)`` |
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
+from esper_ray.contracts.enums import BlendMode
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.ports import KernelSpec, SlotInfo
-from esper_ray.kasmina.blending import residual
-from esper_ray.kasmina.lifecycle import LIVE
+from esper_ray.kasmina.blending import blend
+from esper_ray.kasmina.confidence import Gauge
+from esper_ray.kasmina.lifecycle import LIVE, SETTLED
 
 
 class Pass(Enum):
@@ -36,7 +40,13 @@ class Pass(Enum):
 
 @dataclass(slots=True)
 class Seed:
-    """One blueprint's life in one slot. ``evidence`` holds what its next gate will look at."""
+    """One blueprint's life in one slot.
+
+    Attributes:
+        evidence: what its next gate will look at.
+        held_until: the gates leave it alone in epochs before this one.
+        sample: its next pass writes down how far it moves the slot's output.
+    """
 
     number: int
     slot: int
@@ -45,6 +55,7 @@ class Seed:
     born_epoch: int
     stage_epoch: int
     command_id: int
+    mode: BlendMode = BlendMode.RESIDUAL
     schedule: str = "linear"
     alpha: float = 0.0
     ramp_start: int = 0
@@ -56,7 +67,9 @@ class Seed:
     gradient_norm: float = 0.0
     learning_rate: float = 0.0
     violations: int = 0
+    held_until: int = 0
     evidence: dict[str, Any] = field(default_factory=dict)
+    sample: bool = False
 
     @property
     def blueprint(self) -> int:
@@ -89,34 +102,58 @@ class Slot:
         assert self.seed is not None
         self.seed.branch = branch
         self._handle = self._module.register_forward_hook(self._join)
+        if self.seed.mode is BlendMode.CONFIDENCE:
+            self._switch.gauge.add(self.seed)
+
+    def settle(self) -> None:
+        """The seed is a part of the host from now on: its alpha is 1 for good."""
+        assert self.seed is not None
+        self.seed.alpha = 1.0
+        self._switch.gauge.remove(self.seed)
 
     def clear(self) -> None:
         """Identity again, at once."""
         if self._handle is not None:
             self._handle.remove()
+        if self.seed is not None:
+            self._switch.gauge.remove(self.seed)
         self._handle, self.seed = None, None
 
     def _join(self, module: nn.Module, inputs: tuple[Any, ...], h: Tensor) -> Tensor:  # noqa: ARG002
-        seed = self.seed
+        seed, switch = self.seed, self._switch
         assert seed is not None
         assert seed.branch is not None
-        if seed.stage is Stage.FOSSILIZED:
+        if seed.stage in SETTLED:
             # The branch is registered in the host by now: in a shadow pass its weights are swapped with the host's.
-            return residual(h, seed.branch, 1.0, detach=False)
-        if seed.number in self._switch.off or (self._switch.suspended and seed.stage is Stage.TRAINING):
+            return self._blend(seed, h, seed.branch(h), 1.0)
+        if seed.number in switch.off:
             return h
-        if self._switch.observer is not None and seed.stage in LIVE:
-            self._switch.observer(seed, h)
+        if seed.stage is Stage.TRAINING:
+            alone = switch.current is not Pass.SHADOW or switch.suspended or switch.gauge.looking
+            return h if alone else self._blend(seed, h, seed.branch(h), 1.0)
+        ramping = 0.0 < seed.alpha < 1.0
+        if seed.mode is BlendMode.CONFIDENCE and ramping and switch.gauge.looking:
+            return h
+        y = h if seed.alpha == 0.0 else self._blend(seed, h, self._delta(seed, h), seed.alpha)
+        if switch.observer is not None and seed.stage in LIVE:
+            switch.observer(seed, h, y)
+        if seed.sample and not switch.gauge.looking:
+            seed.sample = False
+            seed.evidence.setdefault("moves", []).append(relative_move(h, y))
+        return y
+
+    def _delta(self, seed: Seed, h: Tensor) -> Tensor:
+        """What a live branch makes of ``h``; the host learns nothing through it."""
+        assert seed.branch is not None
         if self._switch.current is Pass.SHADOW:
-            if seed.stage is Stage.TRAINING:
-                return residual(h, seed.branch, 1.0, detach=False)
-            if seed.alpha > 0.0:
-                delta: Tensor = functional_call(seed.branch, constants(seed.branch), (h,))
-                return h + seed.alpha * delta
-            return h
-        if seed.alpha == 0.0:
-            return h
-        return residual(h, seed.branch, seed.alpha, detach=True)
+            constant: Tensor = functional_call(seed.branch, constants(seed.branch), (h,))
+            return constant
+        delta: Tensor = seed.branch(h.detach())
+        return delta
+
+    def _blend(self, seed: Seed, h: Tensor, delta: Tensor, alpha: float) -> Tensor:
+        margin = self._switch.gauge.margin
+        return blend(seed.mode, h, delta, alpha, kind=self.info.signature.kind, margin=margin)
 
 
 class Switch:
@@ -125,14 +162,22 @@ class Switch:
     Attributes:
         off: numbers of the live seeds that are left out.
         suspended: isolated seeds are taken out of every kind of pass.
-        observer: called with (seed, h) at each live seed's slot.
+        observer: called with (seed, h, y) at each live seed's slot: what comes in and what leaves.
+        gauge: knows how sure the model is, for seeds that blend by it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self.gauge = Gauge(model)
         self.current = Pass.MODEL
         self.off: frozenset[int] = frozenset()
         self.suspended = False
-        self.observer: Callable[[Seed, Tensor], None] | None = None
+        self.observer: Callable[[Seed, Tensor, Tensor], None] | None = None
+
+
+def relative_move(h: Tensor, y: Tensor) -> float:
+    """How far the slot's output moved, as a share of its own size: ``|y - h| / |h|``."""
+    with torch.no_grad():
+        return float((y - h).norm() / h.norm().clamp_min(1e-12))
 
 
 def constants(module: nn.Module) -> dict[str, Tensor]:

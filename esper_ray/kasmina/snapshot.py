@@ -13,19 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper_ray.contracts.enums import BlendMode
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.messages import blueprint_name
 from esper_ray.contracts.ports import KernelSpec
 from esper_ray.karn import blueprints
 from esper_ray.kasmina import kernels
 from esper_ray.kasmina.garden import Garden
+from esper_ray.kasmina.lifecycle import SETTLED
 from esper_ray.kasmina.slot import Seed, Slot
 
 _COUNTERS = ("branch", "next_number", "epoch", "culled", "checks", "violations", "isolated_steps")
 _SLOT_FIELDS = ("embargo_until", "offences", "last_seed")
 _SEED_FIELDS = (
     "number", "born_epoch", "stage_epoch", "command_id", "schedule", "alpha", "ramp_start", "ramp_steps", "digest",
-    "flops_forward", "flops_backward", "gradient_norm", "learning_rate", "violations", "evidence",
+    "flops_forward", "flops_backward", "gradient_norm", "learning_rate", "violations", "held_until", "evidence",
 )  # fmt: skip
 
 
@@ -41,9 +43,10 @@ def save(garden: Garden) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 "blueprint": seed.blueprint,
                 "parameters": dict(seed.spec.parameters),
                 "grafted": slot.hooked,
+                "mode": int(seed.mode),
                 **{name: copy.deepcopy(getattr(seed, name)) for name in _SEED_FIELDS},
             }
-            if seed.branch is not None and seed.stage is not Stage.FOSSILIZED:
+            if seed.branch is not None and seed.stage not in SETTLED:
                 tensors.update((f"{seed.number}.{name}", value) for name, value in seed.branch.state_dict().items())
         rows.append(row)
     return {"slots": rows, **{name: getattr(garden, name) for name in _COUNTERS}}, tensors
@@ -63,14 +66,16 @@ def restore(garden: Garden, data: Mapping[str, Any], tensors: Mapping[str, Tenso
 
 def _restore_seed(garden: Garden, slot: Slot, row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     spec = KernelSpec(blueprint_name(row["blueprint"]), slot.info.signature, row["parameters"])
-    seed = Seed(slot=slot.info.index, spec=spec, stage=slot.stage, **{name: row[name] for name in _SEED_FIELDS})
+    known = {name: row[name] for name in _SEED_FIELDS if name in row}
+    mode = BlendMode(row.get("mode", BlendMode.RESIDUAL))
+    seed = Seed(slot=slot.info.index, spec=spec, stage=slot.stage, mode=mode, **known)
     slot.seed = seed
     if not row["grafted"]:
         garden.expect(kernels.ask(garden.source, seed))
         return
     branch = blueprints.build(spec.blueprint, spec.signature, spec.parameters, generator=torch.Generator())
     slot.graft(branch)
-    if slot.stage is Stage.FOSSILIZED:
+    if slot.stage in SETTLED:
         garden.become_fossil(slot)
     else:
         prefix = f"{seed.number}."

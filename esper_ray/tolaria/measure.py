@@ -57,18 +57,18 @@ def measure_seeds(
             garden.switch.off = frozenset()
         gains = off.losses - on.losses
         error = float(gains.std()) / math.sqrt(len(gains))
-        cosine, scale = _drift(garden, seed, split, meter, structure)
-        found[seed.number] = SeedMeasurement(float(gains.mean()), error, cosine, scale)
+        drift = _drift(garden, seed, split, meter, structure)
+        found[seed.number] = SeedMeasurement(float(gains.mean()), error, **drift)
     return found
 
 
-def _drift(garden: Garden, seed: Seed, split: Split, meter: CostMeter, structure: object) -> tuple[float, float]:
-    """Cosine and ratio of deviations of the slot's output, with the seed on against off, on one chunk."""
-    seen: list[Tensor] = []
+def _drift(garden: Garden, seed: Seed, split: Split, meter: CostMeter, structure: object) -> dict[str, float]:
+    """How the slot's output differs with the seed on and off, on one chunk, by the names of `SeedMeasurement`."""
+    seen: list[tuple[Tensor, Tensor]] = []
 
-    def observe(each: Seed, h: Tensor) -> None:
+    def observe(each: Seed, h: Tensor, y: Tensor) -> None:
         if each is seed:
-            seen.append(h)
+            seen.append((h, y))
 
     model = garden.model
     model.eval()
@@ -76,11 +76,13 @@ def _drift(garden: Garden, seed: Seed, split: Split, meter: CostMeter, structure
     try:
         with torch.no_grad(), meter.charge(("drift", structure, seed.number), len(split.targets[:CHUNK])):
             model(split.inputs[:CHUNK])
-            h = seen[0]
-            assert seed.branch is not None
-            y = h + seed.alpha * seed.branch(h)
     finally:
         garden.switch.observer = None
         model.train()
-    cosine = F.cosine_similarity(h.flatten(1), y.flatten(1), dim=1).mean()
-    return float(cosine), float(y.std() / h.std().clamp_min(1e-12))
+    h, y = seen[-1]
+    deviation = h.std().clamp_min(1e-12)
+    return {
+        "cosine": float(F.cosine_similarity(h.flatten(1), y.flatten(1), dim=1).mean()),
+        "scale": float(y.std() / deviation),
+        "shift": float((y.mean() - h.mean()).abs() / deviation),
+    }

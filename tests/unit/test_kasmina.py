@@ -167,7 +167,8 @@ def test_a_fossil_and_its_host_train_as_one():
     garden.model.eval()
     set_stage(garden, Stage.PROBATIONARY, 1.0)
     before = garden.model(inputs)
-    garden.slots[0].seed.evidence = {"gain": 1.0, "gain_error": 0.1}
+    garden.slots[0].seed.evidence = {"gain": 1.0, "gain_error": 0.1, "loss": 1.0, "loss_before": 1.0}
+    garden.epoch += 1
     assert garden.apply(command(SeedOperation.FOSSILIZE)) == ""
     assert torch.equal(garden.model(inputs), before)
     F.cross_entropy(garden.model(inputs), targets).backward()
@@ -252,15 +253,16 @@ def test_missing_evidence_denies(gate):
 
 
 GOOD = {
-    Gate.G0_SANITY: {"digest_known": True, "birth_change": 0.0, "dead_parameters": 0},
+    Gate.G0_SANITY: {"digest_known": True, "shape_kept": True, "birth_change": 0.0, "dead_parameters": 0},
     Gate.G1_GRADIENT_HEALTH: {"norms": [1.0] * 9, "advantages": [-1.0] * 3 + [0.0] * 3 + [1.0] * 3, "violations": 0},
-    Gate.G2_STABILITY: {"alpha": 1.0, "loss_before": 1.0, "losses": [1.1, 0.9]},
-    Gate.G3_INTERFACE: {"cosine": 0.9, "scale": 1.2, "gain": 0.1},
-    Gate.G4_SYSTEM_IMPACT: {"gain": 0.1, "gain_error": 0.01},
+    Gate.G2_STABILITY: {"alpha": 1.0, "loss_before": 1.0, "losses": [1.1, 0.9], "moves": [0.1, 0.5, 0.4]},
+    Gate.G3_INTERFACE: {"cosine": 0.9, "scale": 1.2, "shift": 0.1, "gain": 0.1},
+    Gate.G4_SYSTEM_IMPACT: {"gain": 0.1, "gain_error": 0.01, "loss": 0.9, "loss_before": 1.0},
     Gate.G5_RESET: {"leftovers": 0},
 }
 BAD = [
     (Gate.G0_SANITY, {"digest_known": False}, "digest"),
+    (Gate.G0_SANITY, {"shape_kept": False}, "shape"),
     (Gate.G0_SANITY, {"birth_change": 0.1}, "changes"),
     (Gate.G0_SANITY, {"dead_parameters": 2}, "no gradient"),
     (Gate.G1_GRADIENT_HEALTH, {"norms": [1.0] * 8 + [float("nan")]}, "finite"),
@@ -270,10 +272,16 @@ BAD = [
     (Gate.G1_GRADIENT_HEALTH, {"violations": 1}, "violations"),
     (Gate.G2_STABILITY, {"alpha": 0.5}, "alpha"),
     (Gate.G2_STABILITY, {"losses": [2.0]}, "rose"),
+    (Gate.G2_STABILITY, {"losses": [1.0, float("nan")]}, "loss is not finite"),
+    (Gate.G2_STABILITY, {"moves": [0.1, 60.0, 0.1]}, "output moved"),
+    (Gate.G2_STABILITY, {"moves": [0.1, float("nan"), 0.1]}, "output is not finite"),
     (Gate.G3_INTERFACE, {"cosine": 0.0}, "turned away"),
     (Gate.G3_INTERFACE, {"scale": 9.0}, "scale"),
+    (Gate.G3_INTERFACE, {"shift": 9.0}, "mean"),
     (Gate.G4_SYSTEM_IMPACT, {"gain": 0.005}, "within"),
     (Gate.G4_SYSTEM_IMPACT, {"gain": -0.5}, "within"),
+    (Gate.G4_SYSTEM_IMPACT, {"loss": 2.0}, "risen"),
+    (Gate.G4_SYSTEM_IMPACT, {"loss": float("nan")}, "risen"),
     (Gate.G5_RESET, {"leftovers": 1}, "remain"),
 ]
 
