@@ -49,7 +49,7 @@ def work(home: Path, seed: int, arm: str, settings: Sequence[str]) -> dict[str, 
     request = RunRequest(name, config, arm=arm, resume=True)
     if arm == "final":
         grown = json.loads((config.runs / f"seed{seed}-grown" / "result.json").read_text())
-        blocks = tuple(Block(row["slot"], row["blueprint"], row["parameters"]) for row in grown["blocks"])
+        blocks = tuple(map(Block.of, grown["blocks"]))
         request = RunRequest(name, config, arm=arm, resume=True, blocks=blocks, flops=grown["flops"])
     return Trainer(request, inprocess.surroundings(config)).run()
 

@@ -121,7 +121,7 @@ def _plan(request: dict[str, Any], config: Config) -> RunRequest:
     if not file.exists():
         raise RunError(f"The run {request['reference']} has no result to compare with.", remedy="Let it finish first.")
     grown = json.loads(file.read_text())
-    blocks = tuple(Block(row["slot"], row["blueprint"], row["parameters"]) for row in grown["blocks"])
+    blocks = tuple(map(Block.of, grown["blocks"]))
     return RunRequest(**common, blocks=blocks, flops=grown["flops"])
 
 

@@ -84,10 +84,12 @@ class SystemState:
 
 @dataclass(frozen=True, slots=True)
 class SeedDirective:
+    """What to do with a slot's seed; an UNKNOWN mode and an empty schedule leave the ramp to the configuration."""
+
     operation: SeedOperation
     blueprint: int = 0
     parameters: Metrics = field(default_factory=dict)
-    blend_mode: BlendMode = BlendMode.RESIDUAL
+    blend_mode: BlendMode = BlendMode.UNKNOWN
     blend_schedule: str = ""
 
 

@@ -59,7 +59,7 @@ class RunView:
 class Proposal:
     """One thing a controller wants done, and why: which signal, which threshold.
 
-    An empty ``schedule`` leaves the ramp to the run's configuration.
+    An empty ``schedule`` and an UNKNOWN mode leave the ramp to the run's configuration.
     """
 
     operation: SeedOperation
@@ -67,5 +67,5 @@ class Proposal:
     why: str
     seed: int = 0
     blueprint: int = 0
-    blend_mode: BlendMode = BlendMode.RESIDUAL
+    blend_mode: BlendMode = BlendMode.UNKNOWN
     schedule: str = ""

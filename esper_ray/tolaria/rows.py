@@ -6,6 +6,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -21,7 +22,7 @@ from esper_ray.contracts.messages import (
 from esper_ray.contracts.schema import schema_digest
 from esper_ray.contracts.telemetry import event
 from esper_ray.errors import ConfigError
-from esper_ray.kasmina.lifecycle import GROWING
+from esper_ray.kasmina.lifecycle import GROWING, SETTLED
 from esper_ray.tolaria.boundary import Exchange
 from esper_ray.tolaria.measure import Quality
 
@@ -64,7 +65,7 @@ def manifest(trainer: Trainer) -> dict[str, Any]:
         "run_id": run.run,
         "arm": run.arm,
         "config": run.config.model_dump(mode="json"),
-        "blocks": [{"slot": b.slot, "blueprint": b.blueprint, "parameters": dict(b.parameters)} for b in run.blocks],
+        "blocks": [asdict(block) for block in run.blocks],
         "flops": run.flops,
         "total_steps": trainer.total_steps,
         "steps_per_epoch": trainer.steps_per_epoch,
@@ -111,8 +112,8 @@ def epoch_row(
                 "blueprint": seed.spec.blueprint,
                 "stage": seed.stage.name,
                 "alpha": seed.alpha,
-                "gain": None if seed.stage is Stage.FOSSILIZED else seed.evidence.get("gain"),
-                "gain_error": None if seed.stage is Stage.FOSSILIZED else seed.evidence.get("gain_error"),
+                "gain": None if seed.stage in SETTLED else seed.evidence.get("gain"),
+                "gain_error": None if seed.stage in SETTLED else seed.evidence.get("gain_error"),
                 "gradient_norm": seed.gradient_norm,
             }
             for seed in trainer.garden.seeds
@@ -152,7 +153,7 @@ def points(row: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Itera
     }  # fmt: skip
     stages = Counter(seed["stage"] for seed in row["seeds"])
     values["sl"] = sum(stages[stage.name] for stage in GROWING)
-    values["sf"] = stages[Stage.FOSSILIZED.name]
+    values["sf"] = sum(stages[stage.name] for stage in SETTLED)
     values["sc"] = sum(item["kind"] == "stage" and item["to"] == Stage.CULLED.name for item in events)
     values["ic"] = row["isolation_checks"]
     values["iv"] = sum(item["kind"] == "isolation" for item in events)
@@ -186,7 +187,6 @@ def progress(trainer: Trainer, row: Mapping[str, Any] | None = None) -> dict[str
 
 def result(trainer: Trainer, quality: Quality, test: Quality) -> dict[str, Any]:
     """The row of result.json."""
-    stages = Counter(slot.stage for slot in trainer.garden.slots)
     return {
         "run_id": trainer.request.run,
         "status": "finished",
@@ -202,13 +202,18 @@ def result(trainer: Trainer, quality: Quality, test: Quality) -> dict[str, Any]:
         "wall_seconds": trainer.seconds,
         "epochs": trainer.epoch,
         "steps": trainer.step,
-        "fossilized": stages[Stage.FOSSILIZED],
+        "fossilized": len(trainer.garden.in_stage(*SETTLED)),
         "culled": trainer.garden.culled,
         "missed_deadlines": trainer.missed,
         "isolation_checks": trainer.garden.checks,
         "isolation_violations": trainer.garden.violations,
         "blocks": [
-            {"slot": s.slot, "blueprint": s.spec.blueprint, "parameters": dict(s.spec.parameters)}
+            {
+                "slot": s.slot,
+                "blueprint": s.spec.blueprint,
+                "parameters": dict(s.spec.parameters),
+                "blend_mode": s.mode.name.lower(),
+            }
             for s in trainer.garden.seeds
             if s.alpha > 0.0
         ],

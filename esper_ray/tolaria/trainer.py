@@ -1,14 +1,14 @@
 """One training run, from its manifest to its result.
 
 The loop is: train an epoch, measure it on the validation split, let the gates judge, do the boundary, write it all
-down, checkpoint. A run is resumed from its newest checkpoint and repeats what its journal says it did.
+down, checkpoint. A run is resumed from its newest checkpoint and repeats what its journal says it did. An epoch that
+was damaged is undone before anything is written down of it: `recovery` goes back, and the loop goes on from there.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,23 @@ from esper_ray.config import Config
 from esper_ray.contracts.enums import EmergencyLevel
 from esper_ray.contracts.ports import Candidate, Decider, KernelSource, Publisher, RunOpening, SlotInfo
 from esper_ray.contracts.signing import KeyRing, Signer, Verifier
-from esper_ray.errors import RunError
+from esper_ray.errors import CheckpointError, StorageFault
+from esper_ray.kasmina.blending import MODES
 from esper_ray.kasmina.export import export_model
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 from esper_ray.reliability.failpoints import passing
-from esper_ray.tolaria import checkpoint as checkpoints
-from esper_ray.tolaria import resume, rows
+from esper_ray.tolaria import recovery, resume, rows
 from esper_ray.tolaria.boundary import Boundary, Exchange
 from esper_ray.tolaria.checkpoint import Checkpoint, CheckpointWriter
 from esper_ray.tolaria.costs import CostMeter
+from esper_ray.tolaria.emergency import Emergency, LossWatch
 from esper_ray.tolaria.loop import Loop
 from esper_ray.tolaria.measure import Quality, evaluate
+from esper_ray.tolaria.orders import Orders
 from esper_ray.tolaria.recorder import Recorder
+from esper_ray.tolaria.rollback import Memory, Undo, find_start, open_branch
+
+LOOK_EVERY = 10
 
 
 class Stopped(Exception):
@@ -44,6 +49,12 @@ class Block:
     slot: int
     blueprint: str
     parameters: Mapping[str, float]
+    blend_mode: str = "residual"
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Block:
+        """One of a result's ``blocks``."""
+        return cls(row["slot"], row["blueprint"], row["parameters"], row.get("blend_mode", "residual"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +76,11 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Whom a run talks to. ``should_stop`` is asked between steps; ``on_progress`` is told now and then."""
+    """Whom a run talks to.
+
+    ``should_stop`` and ``orders`` are asked between steps; the latter gives the signed commands of persons that came
+    since it was last asked. ``on_progress`` is told now and then.
+    """
 
     decider: Decider
     kernels: KernelSource
@@ -74,6 +89,7 @@ class Surroundings:
     publisher: Publisher | None = None
     backends: Mapping[str, str] = field(default_factory=dict)
     should_stop: Callable[[], bool] = lambda: False
+    orders: Callable[[], Sequence[bytes]] = tuple
     on_progress: Callable[[dict[str, Any]], None] = lambda _: None
     clock: Clock = SYSTEM_CLOCK
 
@@ -88,6 +104,15 @@ class Trainer(Loop):
         super().__init__(request.config, around.kernels, name=request.run, data=request.config.home / "data")
         self.missed = 0
         self.seconds = 0.0
+        guard = request.config.emergency
+        self.emergency = Emergency(guard, self._tell)
+        self.watches = {
+            "training": LossWatch("training", guard.loss_factor, 0.1),
+            "validation": LossWatch("validation", guard.loss_factor, 0.5),
+        }
+        self.memory = Memory(guard.snapshots)
+        self.orders = Orders(self)
+        self._watched = (0, 0.0)
 
     def planned_graft(self, seed: int) -> int | None:
         return self.recorder.planned_graft(self.garden.branch, seed)
@@ -96,10 +121,38 @@ class Trainer(Loop):
         self.recorder.record_graft(self.garden.branch, seed, step)
 
     def between_steps(self) -> None:
+        self.orders.look()
         if self.around.should_stop():
             raise Stopped
-        if self.step % 10 == 0:
+        if self.step % LOOK_EVERY == 0:
             self.around.on_progress(rows.progress(self))
+            self._watch_training()
+        elif self.step == 1:
+            self._watch_training()
+
+    def _watch_training(self) -> None:
+        """Judge the mean training loss since the last look.
+
+        Raises:
+            Undo: it means damage.
+        """
+        step, total = self._watched
+        if self.step > step:
+            self._watched = (self.step, float(self._loss_sum))
+            self.demand_sound("training", (self._watched[1] - total) / (self.step - step))
+
+    def demand_sound(self, which: str, loss: float) -> None:
+        """Go back where this loss means damage.
+
+        Raises:
+            Undo: it does.
+        """
+        reason = self.watches[which].judge(loss)
+        if reason:
+            raise Undo(reason, damage=True)
+
+    def _tell(self, level: EmergencyLevel, reason: str) -> None:
+        self.recorder.emergency(level, reason, branch=self.garden.branch, epoch=self.epoch, step=self.step)
 
     # The run
 
@@ -108,7 +161,8 @@ class Trainer(Loop):
 
         Raises:
             Stopped: ``should_stop`` said so; the run can be resumed.
-            RunError: the loss is not finite; the last checkpoint stands.
+            RunError: it was damaged again and again, or ordered to halt; the last checkpoint stands.
+            StorageFault: what it does can no longer be written down; the last checkpoint stands.
         """
         try:
             return self._run()
@@ -116,29 +170,43 @@ class Trainer(Loop):
             self.recorder.close()
 
     def _run(self) -> dict[str, Any]:
-        saved = checkpoints.read_latest(self.folder / "checkpoints") if self.request.resume else None
+        saved, turn = find_start(self, self._damaged_checkpoint) if self.request.resume else (None, None)
         if saved is None:
             for block in self.request.blocks:
                 self.garden.plant_fossil(block.slot, block.blueprint, block.parameters)
         self.begin(self._plan_steps(saved))
         if saved is not None:
             resume.restore(self, saved)
+        if turn is not None:
+            self.meter.total, self.seconds, self.missed = turn.flops, turn.seconds, turn.missed
+            open_branch(self, turn)
         passing("run.restored")
-        self.recorder.rewind(self.epoch)
+        self.recorder.rewind(self.epoch, undone_by=turn.branch if turn else 0)
         passing("run.rewound")
         self.recorder.manifest(rows.manifest(self))
-        self.around.decider.open_run(self._opening())
+        self.opening = self._opening()
+        self.around.decider.open_run(self.opening)
         passing("run.opened")
+        self.verifier = Verifier(self.around.keys, clock=self.around.clock, seen=self.recorder.nonces())
         self.boundary = self._make_boundary()
         self.recorder.telemetry(self.epoch, [], rows.started(self))
-        writer = CheckpointWriter(self.folder / "checkpoints", keep=self.config.run.keep_checkpoints)
+        self.writer = CheckpointWriter(self.folder / "checkpoints", keep=self.config.run.keep_checkpoints)
         try:
+            self.memory.keep(resume.checkpoint(self).copied())
             while self.step < self.total_steps:
-                self._one_epoch(writer)
+                self._one_epoch()
             return self._finish()
+        except StorageFault as fault:
+            self.writer.finish()
+            self.emergency.raise_to(EmergencyLevel.HALT, f"the run cannot write down what it does: {fault.why}")
+            raise
         finally:
-            writer.finish()
-            writer.close()
+            self.writer.finish()
+            recovery.tell_failures(self)
+            self.writer.close()
+
+    def _damaged_checkpoint(self, fault: CheckpointError) -> None:
+        recovery.checkpoint_lost(self, f"{fault.what} {fault.why}")
 
     def _plan_steps(self, saved: Checkpoint | None) -> int:
         if saved is not None:
@@ -160,8 +228,8 @@ class Trainer(Loop):
         return Boundary(
             self.around.decider,
             Signer(keys, "tolaria", clock=clock),
-            Verifier(keys, clock=clock, seen=self.recorder.nonces()),
-            apply=self.garden.apply,
+            self.verifier,
+            apply=self.orders.apply,
             lockstep=self.lockstep,
         )
 
@@ -184,14 +252,21 @@ class Trainer(Loop):
 
     # An epoch
 
-    def _one_epoch(self, writer: CheckpointWriter) -> None:
+    def _one_epoch(self) -> None:
         start, before = time.perf_counter(), self.step
-        training_loss = self.train_epoch()
-        passing("epoch.trained")
-        step_ms = (time.perf_counter() - start) * 1e3 / (self.step - before)
-        quality = self.measure()
-        passing("epoch.measured")
-        self._demand_finite(training_loss, quality)
+        self._watched = (self.step, 0.0)
+        try:
+            training_loss = self.train_epoch()
+            passing("epoch.trained")
+            step_ms = (time.perf_counter() - start) * 1e3 / (self.step - before)
+            self._watch_training()
+            quality = self.measure()
+            passing("epoch.measured")
+            self.demand_sound("validation", quality.loss)
+        except Undo as undo:
+            self.seconds += time.perf_counter() - start
+            recovery.go_back(self, undo)
+            return
         self.close_stages(quality)
         passing("epoch.judged")
         exchange = self._do_boundary(training_loss, quality)
@@ -199,19 +274,9 @@ class Trainer(Loop):
         self.seconds += time.perf_counter() - start
         self._write_down(training_loss, quality, exchange, step_ms)
         passing("epoch.written")
-        writer.submit(resume.checkpoint(self))
+        recovery.epoch_over(self, missed=bool(exchange.missed))
         passing("epoch.done")
-
-    def _demand_finite(self, training_loss: float, quality: Quality) -> None:
-        if math.isfinite(training_loss) and math.isfinite(quality.loss):
-            return
-        reason = f"The loss of {self.request.run} is not finite in epoch {self.epoch}."
-        self.recorder.emergency(EmergencyLevel.HALT, reason)
-        raise RunError(
-            reason,
-            why="The optimizer diverged, or the data holds NaN.",
-            remedy="Lower optimizer.learning_rate; the last checkpoint stands and `esper run --resume` uses it.",
-        )
+        self.orders.settle()
 
     def _do_boundary(self, training_loss: float, quality: Quality) -> Exchange:
         place = (self.garden.branch, self.epoch)
