@@ -54,13 +54,14 @@ class RunConfig(Section):
     test_samples: int = Field(4000, ge=32, description="size of the split that is read once (all but digits)")
     difficulty: float = Field(0.75, ge=0.0, le=3.0, description="distortion, clutter and noise of glyphs")
     context: int = Field(64, ge=8, le=1024, description="bytes that transformer-lite sees at once")
-    host_width: int = Field(16, ge=4, le=128, description="channels of the host's first stage; a quarter of a sequence's")
+    host_width: int = Field(
+        16, ge=4, le=128, description="channels of the host's first stage; a quarter of a sequence's"
+    )
     host_limit: int = Field(HOST_PARAMETER_LIMIT, ge=1000, description="a host with more parameters is refused")
     threads: int = Field(0, ge=0, description="torch threads of the training process; 0 means half of the processors")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model trains")
     keep_checkpoints: int = Field(5, ge=1, description="how many checkpoints a run keeps")
     max_parameters: int = Field(10_000_000, ge=1000, description="growth stops below this many parameters")
-
 
     @field_validator("task")
     @classmethod
@@ -351,6 +352,6 @@ def _explain(error: ValidationError) -> ConfigError:
         return ConfigError(f"The configuration has no key {key}.", remedy=f"{hint}See `esper config show`.")
     return ConfigError(
         f"The value of {key} is not valid: {first['input']!r}.",
-        why=f"{first['msg']}.",
+        why=f"{first['msg'].removeprefix('Value error, ')}.",
         remedy="See `esper config show` for its meaning.",
     )
