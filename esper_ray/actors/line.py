@@ -48,9 +48,9 @@ class LineServer:
         self._serve = serve
         self.address: Address | None = None
         if sys.platform.startswith("linux"):
-            key = secrets.token_bytes(32)
-            self._listener = Listener(f"\0esper-{purpose}-{secrets.token_hex(8)}", "AF_UNIX", authkey=key)
-            self.address = Address(socket.gethostname(), str(self._listener.address), key)
+            name, key = f"\0esper-{purpose}-{secrets.token_hex(8)}", secrets.token_bytes(32)
+            self._listener = Listener(name, "AF_UNIX", authkey=key)
+            self.address = Address(socket.gethostname(), name, key)
             threading.Thread(target=self._accept, name=f"line-{purpose}", daemon=True).start()
 
     def _accept(self) -> None:

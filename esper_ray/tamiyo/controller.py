@@ -74,7 +74,7 @@ class Tamiyo:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._clock, self._publisher = clock, publisher
-        self._after = observations.Writer(home / "observations", self._send_records) if home is not None else None
+        self._after = observations.Aftermath(home / "observations") if home is not None else None
         self.seat = PolicySeat(home)
         if self.seat.fault is not None:
             self._tell_refusal(self.seat.promoted, self.seat.fault)
@@ -168,7 +168,7 @@ class Tamiyo:
         passing("tamiyo.decided")
         self._follow(view, sent)
         if self._after is not None and records:
-            self._after.put([step.observation for step in steps], records)
+            self._after.put([step.observation for step in steps], lambda: self._send_records(records))
         return commands
 
     def _think(self, view: RunView) -> tuple[Brain, list[Step]]:
@@ -269,6 +269,13 @@ class Tamiyo:
 
     def _report(self, run: str, observation: Observation, outcome: Any, notes: str) -> None:
         report = observation.report(run, outcome, notes, self._clock.now_ns())
+        if self._after is None:
+            self._file(report)
+        else:
+            self._after.put((), lambda: self._file(report))
+
+    def _file(self, report: FieldReport) -> None:
+        """Make a report durable, then tell it."""
         key = str(report.report_id)
         if self._journal.get("reports", key) is not None:
             return
@@ -286,6 +293,8 @@ class Tamiyo:
         for observation in self._observed.get(run, {}).values():
             self._report(run, observation, *observation.close())
         self._observed[run] = {}
+        if self._after is not None:
+            self._after.flush()
         ours = [entry.seq for entry in self._journal.read("openings") if json.loads(entry.payload)["run"] == run]
         self._journal.remove(ours)
         passing("tamiyo.closed")
@@ -311,11 +320,12 @@ class Tamiyo:
                 observation_digest=graph.observation_digest(last),
                 terminal=True,
             )
-            self._after.put([last], [learning.encode_decision(record)])
-            self._after.flush()
+            self._after.put([last], lambda: self._send_records([learning.encode_decision(record)]))
 
     def reports(self, run: str) -> list[FieldReport]:
         """The field reports of a run that are still in the journal."""
+        if self._after is not None:
+            self._after.flush()
         found = [codec.decode_report(entry.payload) for entry in self._journal.read("reports")]
         return [report for report in found if report.run == run]
 

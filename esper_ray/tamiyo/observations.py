@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load, save
 
-from esper_ray.errors import CorruptArtifact
+from esper_ray.errors import CorruptArtifact, EsperError
 from esper_ray.tamiyo.graph import Observation, observation_digest
 
 log = logging.getLogger(__name__)
@@ -37,25 +38,22 @@ def write(folder: Path, observation: Observation) -> str:
     return name
 
 
-class Writer:
-    """What is left to do after a decision was given, in a thread of its own: keep its observations, tell its records.
+class Aftermath:
+    """What is left to do when a decision was given, in a thread of its own: keep observations, tell who waits for it.
 
     It rests a moment before it begins, so that the answer has left the process: it is one of few processors that the
-    two would fight for. A record is told when its observation is there.
-
-    Args:
-        tell: sends records on their way.
+    two would fight for.
     """
 
-    def __init__(self, folder: Path, tell: Callable[[Sequence[bytes]], None]) -> None:
-        self._folder, self._tell = folder, tell
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._queue: queue.SimpleQueue[_Left | threading.Event] = queue.SimpleQueue()
         self._hurry = threading.Event()
-        threading.Thread(target=self._run, name="tamiyo-observations", daemon=True).start()
+        threading.Thread(target=self._run, name="tamiyo-aftermath", daemon=True).start()
 
-    def put(self, observations: Sequence[Observation], records: Sequence[bytes]) -> None:
-        """Keep and tell them soon; returns at once."""
-        self._queue.put(_Left(tuple(observations), tuple(records)))
+    def put(self, observations: Sequence[Observation], then: Callable[[], None]) -> None:
+        """Keep the observations soon, and call ``then`` when they are there; returns at once."""
+        self._queue.put(_Left(tuple(observations), then))
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until all that was put is done; whether it is."""
@@ -74,19 +72,20 @@ class Writer:
                 item.set()
                 continue
             self._hurry.wait(REST_SECONDS)
+            # A full disk must not end the thread. What is missing then is noticed where it is looked for: a run without
+            # its observations is not learned from, and a report is made again from the states when Tamiyo comes back.
             try:
                 for observation in item.observations:
                     write(self._folder, observation)
-            except OSError as fault:
-                # A full disk must not end the thread: the gap is noticed when the run is learned from.
-                log.warning("an observation could not be written: %s", fault)
-            self._tell(item.records)
+                item.then()
+            except (OSError, sqlite3.Error, EsperError) as fault:
+                log.warning("what is left of a decision could not be done: %s", fault)
 
 
 @dataclass(frozen=True, slots=True)
 class _Left:
     observations: tuple[Observation, ...]
-    records: tuple[bytes, ...]
+    then: Callable[[], None]
 
 
 def read(folder: Path, name: str) -> Observation:
