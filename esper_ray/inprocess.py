@@ -39,6 +39,9 @@ class LocalDecider:
     def open_run(self, opening: RunOpening) -> None:
         self.tamiyo.open_run(opening)
 
+    def reopen(self, opening: RunOpening) -> Immediate[bool]:
+        return Immediate(lambda: self.tamiyo.open_run(opening) is None)
+
     def decide(self, run: str, state: Sequence[bytes]) -> Immediate[list[bytes]]:
         return Immediate(lambda: self.tamiyo.decide(run, state))
 

@@ -103,6 +103,12 @@ class RemoteDecider:
         until_done(lambda: RayAnswer[bool](self._tamiyo, "open_run", opening).wait(_OPEN_SECONDS))
         self._seek_line(_OPEN_SECONDS)
 
+    def reopen(self, opening: RunOpening) -> Answer[bool]:
+        try:
+            return RayAnswer(self._tamiyo, "open_run", opening)
+        except EnvironmentFault as fault:
+            return NoAnswer(fault)
+
     def decide(self, run: str, state: Sequence[bytes]) -> Answer[list[bytes]]:
         if self._line is None:
             self._seek_line(0.0)

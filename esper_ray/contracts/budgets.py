@@ -23,6 +23,14 @@ GRAFT_MS = Budget("graft", 0.5, "a ready kernel swapped into a slot")
 
 BOUNDARY_PARTS = (ASSEMBLY_MS, DECIDE_MS, APPLY_MS, GUARD_MS)
 
+ROLLBACK_PARTS = (
+    Budget("prepare", 150.0, "the state to go back to found and checked"),
+    Budget("commit", 250.0, "Tamiyo, the seeds, the model, the optimizer and the rest put back"),
+    Budget("confirm", 100.0, "what is there now compared with what was saved, and tried"),
+)
+ROLLBACK_FAST_MS = Budget("rollback", 500.0, "a rollback from memory")
+ROLLBACK_FULL_MS = Budget("full_rollback", 12_000.0, "a rollback from disk")
+
 CONTROL_MESSAGE_BYTES = 280
 ENVELOPE_BYTES = 256 * 1024
 MAX_COMMANDS_PER_BOUNDARY = 4

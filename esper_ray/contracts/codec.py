@@ -25,6 +25,7 @@ from esper_ray.contracts.enums import (
 )
 from esper_ray.contracts.messages import (
     AdaptationCommand,
+    EmergencyDirective,
     EmergencySignal,
     EventEnvelope,
     FieldReport,
@@ -32,6 +33,8 @@ from esper_ray.contracts.messages import (
     HardwareContext,
     KernelCatalogUpdate,
     MetricPoint,
+    PauseDirective,
+    RollbackDirective,
     SeedDirective,
     SeedState,
     SystemState,
@@ -181,6 +184,15 @@ def encode_command(command: AdaptationCommand) -> bytes:
                 blend_schedule=directive.blend_schedule,
             )
         )
+    elif command.rollback is not None:
+        wire.rollback.CopyFrom(pb.RollbackDirective(epoch=command.rollback.epoch))
+    elif command.pause is not None:
+        wire.pause.CopyFrom(pb.PauseDirective(paused=command.pause.paused))
+    elif command.emergency is not None:
+        given = command.emergency
+        wire.emergency.CopyFrom(
+            pb.EmergencyDirective(level=int(given.level), reason=given.reason)  # type: ignore[arg-type]
+        )
     return within_limit(wire)
 
 
@@ -209,6 +221,11 @@ def decode_command(data: bytes) -> AdaptationCommand:
         seed_directive=directive,
         annotations=dict(wire.annotations),
         branch=wire.branch,
+        rollback=RollbackDirective(wire.rollback.epoch) if wire.HasField("rollback") else None,
+        pause=PauseDirective(wire.pause.paused) if wire.HasField("pause") else None,
+        emergency=EmergencyDirective(to_enum(EmergencyLevel, wire.emergency.level), wire.emergency.reason)
+        if wire.HasField("emergency")
+        else None,
     )
 
 

@@ -94,8 +94,33 @@ class SeedDirective:
 
 
 @dataclass(frozen=True, slots=True)
+class RollbackDirective:
+    """Back to the end of ``epoch``.
+
+    With the annotation ``to: last`` the epoch is not meant: the run goes back to the newest state it has. With
+    ``how: full`` the state is read from disk.
+    """
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class PauseDirective:
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EmergencyDirective:
+    level: EmergencyLevel
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class AdaptationCommand:
-    """One operation. ``annotations`` carries the rationale: which signal, which threshold."""
+    """One operation, with the directive of its type.
+
+    ``annotations`` carries the rationale: which signal, which threshold.
+    """
 
     command_id: int
     type: CommandType
@@ -109,6 +134,9 @@ class AdaptationCommand:
     seed_directive: SeedDirective | None = None
     annotations: Text = field(default_factory=dict)
     branch: int = 0
+    rollback: RollbackDirective | None = None
+    pause: PauseDirective | None = None
+    emergency: EmergencyDirective | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,11 @@ METRICS: tuple[Metric, ...] = (
         "decisions that came too late: no change",
         "tolaria",
     ),
+    Metric("em", "esper_emergency_level", "gauge", "1", "0 normal, 1 notice to 4 halt", "tolaria"),
+    Metric("ro", "esper_rollbacks_total", "counter", "1", "rollbacks done", "tolaria", ("how",)),
+    Metric("rt", "esper_rollback_ms", "histogram", "ms", "the parts of a rollback", "tolaria", ("part",), _MS),
+    Metric("ck", "esper_checkpoints_lost_total", "counter", "1", "checkpoints not written, or damaged", "tolaria"),
+    Metric("cp", "esper_checkpoint_ms", "histogram", "ms", "training held up by a checkpoint", "tolaria", (), _MS),
     # Kasmina: the seeds
     Metric("sl", "esper_seeds_live", "gauge", "1", "seeds between germination and fossil", "kasmina"),
     Metric("sf", "esper_seeds_fossilized", "gauge", "1", "seeds that became part of the host", "kasmina"),

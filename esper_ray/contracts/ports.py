@@ -173,6 +173,10 @@ class Decider(Protocol):
         """Idempotent: the same opening twice changes nothing."""
         ...
 
+    def reopen(self, opening: RunOpening) -> Answer[bool]:
+        """The same without waiting, for a run that was rolled back: what came after ``opening.epoch`` is undone."""
+        ...
+
     def decide(self, run: str, state: Sequence[bytes]) -> Answer[list[bytes]]:
         """Signed state envelopes in, signed command envelopes out; the same state twice gives the same commands.
 

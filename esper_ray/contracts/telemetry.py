@@ -10,7 +10,10 @@ The kinds of events that Nissa understands, and the attributes each has (all of 
 | ``gate`` | seed, gate, passed, from, to, reason, then the figures of the evidence |
 | ``decision`` | epoch, slot, operation, blueprint, why, controller, missed |
 | ``graft`` | seed, slot, step, ms |
+| ``refusal`` | slot, seed, operation, reason |
 | ``isolation.violation`` | seed, cosine, difference |
+| ``rollback`` | branch, from_epoch, from_step, to, how, origin, reason, prepare, commit, confirm, told |
+| ``checkpoint.lost`` | branch, step, reason |
 | ``backend`` | name, value |
 | ``policy.refused`` | policy, reason |
 | ``policy.validated`` | policy, verdict, difference, low, high |
@@ -39,7 +42,10 @@ EVENT_KINDS = (
     "gate",
     "decision",
     "graft",
+    "refusal",
     "isolation.violation",
+    "rollback",
+    "checkpoint.lost",
     "backend",
     "policy.refused",
     "policy.validated",

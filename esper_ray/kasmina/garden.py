@@ -164,6 +164,10 @@ class Garden:
         """Graft that kernel when it is there."""
         self._pending.append(pending)
 
+    def drop_pending(self) -> None:
+        """Graft nothing of what was asked for."""
+        self._pending.clear()
+
     def expected(self, slot: Slot) -> int:
         """How many kernels are on their way to that slot."""
         return sum(pending.seed.slot == slot.info.index for pending in self._pending)

@@ -19,7 +19,7 @@ from esper_ray.contracts.messages import blueprint_name
 from esper_ray.contracts.ports import KernelSpec
 from esper_ray.karn import blueprints
 from esper_ray.kasmina import kernels
-from esper_ray.kasmina.garden import Garden
+from esper_ray.kasmina.garden import GROWN, Garden
 from esper_ray.kasmina.lifecycle import SETTLED
 from esper_ray.kasmina.slot import Seed, Slot
 
@@ -50,6 +50,16 @@ def save(garden: Garden) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 tensors.update((f"{seed.number}.{name}", value) for name, value in seed.branch.state_dict().items())
         rows.append(row)
     return {"slots": rows, **{name: getattr(garden, name) for name in _COUNTERS}}, tensors
+
+
+def clear(garden: Garden) -> None:
+    """Take every seed out, fossils included, and forget what was on its way: the host is as it was born."""
+    for slot in garden.slots:
+        slot.clear()
+    if hasattr(garden.model, GROWN):
+        delattr(garden.model, GROWN)
+    garden.drop_pending()
+    garden.drain_events()
 
 
 def restore(garden: Garden, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -63,7 +63,7 @@ class Loop:
         self.steps_per_epoch = run.boundary_every or self.steps_per_pass
         self.step = self.epoch = 0
         self.statistics: npt.NDArray[np.float32] | None = None
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._order: tuple[str, Tensor] = ("", torch.empty(0))
         self._loss_sum = torch.zeros((), device=self.device)
         self._gradient_norm = torch.zeros(())
 
@@ -128,7 +128,7 @@ class Loop:
         passing("step.backward")
         extra = garden.shadow_due(step)
         if extra:
-            with self.meter.charge((extra, structure), count, later=extra == "shadow"):
+            with self.meter.charge((extra, garden.isolated.way(inputs), structure), count, later=extra == "shadow"):
                 garden.train_isolated(step, inputs, targets, self.task.loss, loss, watch=extra == "watched")
             passing("step.shadow")
         if (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.total_steps:
@@ -142,11 +142,15 @@ class Loop:
         passing("step.done")
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of ``step``: each pass over the data has an order of its own, named by the run's seed."""
+        """The batch of ``step``: each pass over the data has an order of its own, named by the run's seed.
+
+        After a rollback the order is another one, so that the run does not meet the same batches again.
+        """
         number, place = divmod(step, self.steps_per_pass)
-        if self._order[0] != number:
-            generator = torch.Generator().manual_seed(derive_seed(self.config.run.seed, "order", number))
-            self._order = (number, torch.randperm(len(self.train), generator=generator).to(self.device))
+        purpose = f"order {self.garden.branch}" if self.garden.branch else "order"
+        if self._order[0] != f"{purpose}/{number}":
+            generator = torch.Generator().manual_seed(derive_seed(self.config.run.seed, purpose, number))
+            self._order = (f"{purpose}/{number}", torch.randperm(len(self.train), generator=generator).to(self.device))
         size = self.config.run.batch_size
         chosen = self._order[1][place * size : (place + 1) * size]
         return self.train.inputs[chosen], self.train.targets[chosen]

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.errors import CheckpointError
 from esper_ray.kasmina import snapshot
+from esper_ray.kasmina.garden import GROWN
+from esper_ray.kasmina.lifecycle import SETTLED
 from esper_ray.tolaria import checkpoint as checkpoints
 from esper_ray.tolaria.checkpoint import Checkpoint
 
@@ -24,7 +25,7 @@ def checkpoint(trainer: Trainer) -> Checkpoint:
         **{f"model/{name}": value for name, value in trainer.model.state_dict().items()},
         **{f"seeds/{name}": value for name, value in branches.items()},
         **{f"optimizer/{name}": value for name, value in moments.items()},
-        "generator/cpu": torch.get_rng_state(),
+        **{f"generator/{name}": state for name, state in _generators(trainer).items()},
     }
     data = {
         "run": trainer.request.run,
@@ -36,6 +37,8 @@ def checkpoint(trainer: Trainer) -> Checkpoint:
         "garden": garden,
         "rates": trainer.rates.save(),
         "costs": trainer.meter.save(),
+        "emergency": trainer.emergency.save(),
+        "watch": {name: watch.save() for name, watch in trainer.watches.items()},
     }
     return Checkpoint(trainer.epoch, data, tensors)
 
@@ -44,15 +47,11 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
     """Bring a fresh trainer to where ``saved`` was made.
 
     Raises:
-        CheckpointError: it belongs to another run or seed.
+        CheckpointError: it belongs to another run or seed, or to another model.
     """
+    demand_own(trainer, saved)
+    demand_fit(trainer, saved)
     data = saved.data
-    if data["run"] != trainer.request.run or data["seed"] != trainer.config.run.seed:
-        raise CheckpointError(
-            f"The checkpoint belongs to {data['run']} with seed {data['seed']}.",
-            why=f"This is {trainer.request.run} with seed {trainer.config.run.seed}.",
-            remedy="Resume a run under its own name and configuration.",
-        )
     trainer.epoch, trainer.step = saved.epoch, int(data["step"])
     trainer.missed, trainer.seconds = int(data["missed"]), float(data["seconds"])
     trainer.rates.load(data["rates"])
@@ -65,11 +64,63 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
             trainer.groups.plant(seed)
             continue
         trainer.groups.adopt(seed)
-        if seed.stage is Stage.FOSSILIZED:
+        if seed.stage in SETTLED:
             trainer.groups.fossilise(seed)
     trainer.model.load_state_dict(saved.group("model"))
     checkpoints.unpack_optimizer(trainer.groups.optimizer, saved.group("optimizer"), _names(trainer))
+    trainer.emergency.load(data.get("emergency", trainer.emergency.save()))
+    for name, watch in trainer.watches.items():
+        watch.load(data.get("watch", {}).get(name, watch.save()))
     torch.set_rng_state(saved.tensors["generator/cpu"])
+    if trainer.device.type == "cuda" and "generator/cuda" in saved.tensors:
+        torch.cuda.set_rng_state(saved.tensors["generator/cuda"], trainer.device)
+
+
+def clear(trainer: Trainer) -> None:
+    """Make a trainer that has trained as fresh as `restore` wants it: no seed, no moments, no schedule begun."""
+    snapshot.clear(trainer.garden)
+    trainer.begin(trainer.total_steps)
+
+
+def demand_own(trainer: Trainer, saved: Checkpoint) -> None:
+    """Refuse what was made by another run.
+
+    Raises:
+        CheckpointError: it belongs to another run or seed.
+    """
+    data = saved.data
+    if data["run"] != trainer.request.run or data["seed"] != trainer.config.run.seed:
+        raise CheckpointError(
+            f"The checkpoint of epoch {saved.epoch} belongs to {data['run']} with seed {data['seed']}.",
+            why=f"This is {trainer.request.run} with seed {trainer.config.run.seed}.",
+            remedy="Resume a run under its own name and configuration.",
+        )
+
+
+def demand_fit(trainer: Trainer, saved: Checkpoint) -> None:
+    """Refuse what another model left: the host's own tensors must be there, with their shapes.
+
+    Raises:
+        CheckpointError: one is missing or has another shape.
+    """
+    there = saved.group("model")
+    for name, value in trainer.model.state_dict().items():
+        if name.startswith(f"{GROWN}."):
+            continue
+        if name not in there or there[name].shape != value.shape:
+            raise CheckpointError(
+                f"The checkpoint of epoch {saved.epoch} does not fit the model.",
+                why=f"{name} is {tuple(there[name].shape) if name in there else 'not in it'}, "
+                f"and {tuple(value.shape)} in the model.",
+                remedy="Use the configuration that the checkpoint was made with.",
+            )
+
+
+def _generators(trainer: Trainer) -> dict[str, torch.Tensor]:
+    found = {"cpu": torch.get_rng_state()}
+    if trainer.device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(trainer.device)
+    return found
 
 
 def _names(trainer: Trainer) -> dict[torch.Tensor, str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from esper_ray.contracts.enums import EmergencyLevel
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.messages import (
     HardwareContext,
@@ -102,6 +103,9 @@ def epoch_row(
         "step_ms": step_ms,
         "boundary": {name: getattr(times, name) for name in ("total", "assembly", "decide", "apply", "guard")},
         "missed": bool(exchange.missed),
+        "branch": trainer.garden.branch,
+        "emergency": trainer.emergency.level.name if trainer.emergency.level else "",
+        "checkpoint_ms": trainer.checkpoint_ms,
         "isolation_checks": trainer.garden.checks,
         "isolation_violations": trainer.garden.violations,
         "outside_rate_writes": trainer.rates.outside_writes,
@@ -149,12 +153,13 @@ def points(row: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Itera
         "lr": row["learning_rate"], "gn": row["gradient_norm"], "st": row["step_ms"], "ep": row["epoch"],
         "pc": row["parameters"], "fl": row["flops"], "bd": row["boundary"]["total"],
         "as": row["boundary"]["assembly"], "de": row["boundary"]["decide"], "ap": row["boundary"]["apply"],
-        "gu": row["boundary"]["guard"], "md": float(row["missed"]),
+        "gu": row["boundary"]["guard"], "cp": row["checkpoint_ms"], "md": float(row["missed"]),
     }  # fmt: skip
     stages = Counter(seed["stage"] for seed in row["seeds"])
     values["sl"] = sum(stages[stage.name] for stage in GROWING)
     values["sf"] = sum(stages[stage.name] for stage in SETTLED)
     values["sc"] = sum(item["kind"] == "stage" and item["to"] == Stage.CULLED.name for item in events)
+    values["em"] = EmergencyLevel[row["emergency"]] if row["emergency"] else 0
     values["ic"] = row["isolation_checks"]
     values["iv"] = sum(item["kind"] == "isolation" for item in events)
     yield from (MetricPoint(key, float(value)) for key, value in values.items())

@@ -112,6 +112,7 @@ class Trainer(Loop):
         }
         self.memory = Memory(guard.snapshots)
         self.orders = Orders(self)
+        self.checkpoint_ms = 0.0
         self._watched = (0, 0.0)
 
     def planned_graft(self, seed: int) -> int | None:
@@ -173,7 +174,8 @@ class Trainer(Loop):
         saved, turn = find_start(self, self._damaged_checkpoint) if self.request.resume else (None, None)
         if saved is None:
             for block in self.request.blocks:
-                self.garden.plant_fossil(block.slot, block.blueprint, block.parameters)
+                mode = MODES[block.blend_mode]
+                self.garden.plant_fossil(block.slot, block.blueprint, block.parameters, mode)
         self.begin(self._plan_steps(saved))
         if saved is not None:
             resume.restore(self, saved)

@@ -152,7 +152,7 @@ def configured(around, **changes):
 def test_the_final_size_model_from_scratch_has_the_same_blocks_and_costs_the_same(tmp_path):
     config = config_at(tmp_path)
     grown = Trainer(RunRequest("r", config), inprocess.surroundings(config)).run()
-    blocks = tuple(Block(row["slot"], row["blueprint"], row["parameters"]) for row in grown["blocks"])
+    blocks = tuple(map(Block.of, grown["blocks"]))
     request = RunRequest("r-final", config, arm="final", blocks=blocks, flops=grown["flops"])
     final = Trainer(request, inprocess.surroundings(config)).run()
     assert final["parameters"] == grown["parameters"]
@@ -250,10 +250,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(tmp_path):
     for epoch in (1, 2):
         checkpoint.write(folder, checkpoint.Checkpoint(epoch, {"a": epoch}, {"w": torch.full((3,), float(epoch))}))
     assert checkpoint.read_latest(folder).epoch == 2
-    file = folder / "epoch-000002.safetensors"
+    (file,) = folder.glob("epoch-000002*.safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert checkpoint.read_latest(folder).epoch == 1
-    (folder / "epoch-000001.safetensors").unlink()
+    next(folder.glob("epoch-000001*.safetensors")).unlink()
     with pytest.raises(CheckpointError, match="can be read"):
         checkpoint.read_latest(folder)
 
