@@ -59,6 +59,13 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
     write_bytes(path, text.encode(), mode=mode)
 
 
+def remove_drafts(folder: Path) -> None:
+    """Remove what a writer that was killed left under temporary names; nobody else may be writing there."""
+    for pattern in (".*.tmp", ".*.draft"):
+        for draft in folder.glob(pattern):
+            draft.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename inside ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

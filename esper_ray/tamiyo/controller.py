@@ -88,6 +88,9 @@ class Tamiyo:
         self._observed: dict[str, dict[int, Observation]] = {}
         for entry in self._journal.read("openings"):
             self._enter(_opening_from(json.loads(entry.payload)), since=entry.seq)
+        # Whether the last ones got out before a kill is not known; whoever takes them in takes each event id once.
+        for entry in self._journal.read("reports"):
+            self._send_report(codec.decode_report(entry.payload), entry.payload)
 
     def open_run(self, opening: RunOpening) -> None:
         """Begin, or begin again from ``opening.epoch``: later states are forgotten, later decisions are not.
@@ -282,10 +285,13 @@ class Tamiyo:
         payload = codec.encode_report(report)
         self._journal.append("reports", payload, key=key)
         passing("tamiyo.report")
+        self._send_report(report, payload)
+        passing("tamiyo.reported")
+
+    def _send_report(self, report: FieldReport, payload: bytes) -> None:
         if self._publisher is not None:
             event_id = report.report_id.to_bytes(8, "big")
             self._publisher.publish(BusMessageType.FIELD_REPORT, payload, event_id=event_id)
-        passing("tamiyo.reported")
 
     def close_run(self, run: str) -> None:
         """Report on what is still under observation, record the end; the run and old reports are forgotten."""
