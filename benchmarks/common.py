@@ -24,13 +24,16 @@ console = Console()
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A figure's limit. ``above``: the figure must exceed it, else stay at or below it."""
+    """A figure's limit. ``above``: the figure must exceed it, or with ``reach`` at least reach it; else stay within."""
 
     key: str
     limit: float
     above: bool = False
+    reach: bool = False
 
     def holds(self, value: float) -> bool:
+        if self.reach:
+            return value >= self.limit
         return value > self.limit if self.above else value <= self.limit
 
 

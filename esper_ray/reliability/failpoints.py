@@ -123,10 +123,15 @@ def _count(name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _arm_from(text: str) -> None:
+def arm_from(text: str) -> None:
+    """Arm from ``NAME`` or ``NAME:N``.
+
+    Raises:
+        ConfigError: there is no such point.
+    """
     name, _, nth = text.partition(":")
-    arm(name, int(nth) if nth.isdigit() else 1 if not nth else 0)
+    arm(name, int(nth) if nth.isdigit() else 0 if nth else 1)
 
 
 if os.environ.get(ENVIRONMENT):
-    _arm_from(os.environ[ENVIRONMENT])
+    arm_from(os.environ[ENVIRONMENT])
