@@ -1,8 +1,8 @@
-"""All the seeds of one model: takes commands, grafts ready kernels, trains isolated seeds, ramps alpha.
+"""All the seeds of one model: their stages and slots, and the ramp of each alpha.
 
 The trainer drives it: `before_step` and `train_isolated` in each step, `close_epoch` with the measured figures,
-`apply` for each command. What happened is in `drain_events`, each event once. The gates run in `advance.py`, commands
-are judged in `orders.py`.
+`apply` for each command. What happened is in `drain_events`, each event once. Commands are judged in `orders.py`,
+kernels grafted in `births.py`, isolated seeds trained in `isolated.py`, and the gates run in `advance.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from esper_ray.contracts.enums import SeedLifecycleGate as Gate
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.messages import AdaptationCommand, SeedState
 from esper_ray.contracts.ports import KernelSource, SlotInfo
-from esper_ray.errors import KernelError
-from esper_ray.karn.catalog import CATALOG
 from esper_ray.kasmina import advance, kernels, orders
 from esper_ray.kasmina.advance import EpochEnd, SeedMeasurement
+from esper_ray.kasmina.births import Births
 from esper_ray.kasmina.blending import alpha_at
 from esper_ray.kasmina.gates import Verdict
 from esper_ray.kasmina.isolated import IsolatedTraining
@@ -31,7 +30,6 @@ from esper_ray.kasmina.slot import Seed, Slot, Switch
 from esper_ray.reliability.failpoints import passing
 
 GROWN = "esper_grown"
-KERNEL_PATIENCE_SECONDS = 120.0
 # How often a ramp looks at how far the slot's output has moved, whatever its length.
 SAMPLES_PER_RAMP = 16
 
@@ -86,14 +84,14 @@ class Garden:
         lockstep: bool,
     ) -> None:
         self.model, self.config, self.trainer = model, config, trainer
-        self.source, self._run_seed, self.max_parameters, self._lockstep = source, run_seed, max_parameters, lockstep
+        self.source, self.max_parameters = source, max_parameters
         self.switch = Switch(model)
         self.slots = [Slot(info, model.get_submodule(info.name), self.switch) for info in slots]
         self.branch, self.next_number, self.epoch = 0, 1, 0
         self.culled = self.checks = self.violations = self.isolated_steps = 0
         self.last = EpochEnd()
+        self.births = Births(self, run_seed, lockstep=lockstep)
         self.isolated = IsolatedTraining(self, run_seed)
-        self._pending: list[kernels.Pending] = []
         self._events: list[dict[str, Any]] = []
 
     # What there is
@@ -162,15 +160,15 @@ class Garden:
 
     def expect(self, pending: kernels.Pending) -> None:
         """Graft that kernel when it is there."""
-        self._pending.append(pending)
+        self.births.pending.append(pending)
 
     def drop_pending(self) -> None:
         """Graft nothing of what was asked for."""
-        self._pending.clear()
+        self.births.pending.clear()
 
     def expected(self, slot: Slot) -> int:
         """How many kernels are on their way to that slot."""
-        return sum(pending.seed.slot == slot.info.index for pending in self._pending)
+        return sum(pending.seed.slot == slot.info.index for pending in self.births.pending)
 
     # Stages
 
@@ -187,7 +185,8 @@ class Garden:
             seed.stage, seed.stage_epoch = stage, self.epoch
         self.note(
             "stage",
-            seed=seed.number if seed else slot.last_seed,
+            # The embargo of a slot belongs to the seed that brought it about.
+            seed=seed.number if seed else slot.last_seed * (before is not Stage.DORMANT),
             slot=slot.info.index,
             **{"from": before.name, "to": stage.name},
             blueprint=seed.spec.blueprint if seed else "",
@@ -209,7 +208,7 @@ class Garden:
         seed = slot.seed
         assert seed is not None
         self.enter(slot, Stage.CULLED, reason)
-        self._pending = [pending for pending in self._pending if pending.seed is not seed]
+        self.births.forget(seed)
         if seed.branch is not None:
             self.trainer.release(seed)
         slot.last_seed = seed.number
@@ -236,34 +235,17 @@ class Garden:
         return name if plain.count(name) == 1 else f"{name}__{slot.info.index}"
 
     def plant_fossil(
-        self,
-        slot_index: int,
-        blueprint: str,
-        parameters: Mapping[str, float],
-        mode: BlendMode = BlendMode.RESIDUAL,
+        self, slot_index: int, blueprint: str, parameters: Mapping[str, float], mode: BlendMode = BlendMode.RESIDUAL
     ) -> None:
         """Put a block into a slot before training begins: the final-size model from scratch is made of these."""
-        slot = self.slots[slot_index]
-        spec = CATALOG.get(blueprint).spec(slot.info.signature, parameters)
-        kernel = self.source.fetch(spec).wait(KERNEL_PATIENCE_SECONDS)
-        if kernel is None:
-            raise KernelError(
-                f"No kernel of {spec.key} arrived within {KERNEL_PATIENCE_SECONDS:.0f} s.",
-                remedy="Look at the forge with `esper status`, then resume the run.",
-            )
-        seed = Seed(self.next_number, slot_index, spec, Stage.FOSSILIZED, 0, 0, 0, mode, alpha=1.0)
-        slot.seed, slot.stage = seed, Stage.FOSSILIZED
-        self.next_number += 1
-        self._take_kernel(seed, kernel)
-        slot.graft(kernels.bear(kernel, seed, run_seed=self._run_seed, branch=0))
-        self.become_fossil(slot)
+        self.births.plant(self.slots[slot_index], blueprint, parameters, mode)
 
     # Steps
 
     def before_step(self, step: int) -> None:
         """Graft what is ready and move every ramp. Costs nothing while no seed is under way."""
-        if self._pending:
-            self._graft_ready(step)
+        self.isolated.finish(step - 1)
+        self.births.graft_ready(step)
         for seed in self.in_stage(Stage.BLENDING):
             if self.epoch < seed.held_until:
                 # A held ramp stands still, and goes on from where it stood.
@@ -272,49 +254,7 @@ class Garden:
             done = step + 1 - seed.ramp_start
             seed.alpha = alpha_at(seed.schedule, done / seed.ramp_steps)
             seed.sample = done % max(1, seed.ramp_steps // SAMPLES_PER_RAMP) == 0
-
-    def _graft_ready(self, step: int) -> None:
-        waiting: list[kernels.Pending] = []
-        for pending in self._pending:
-            planned = self.trainer.planned_graft(pending.seed.number)
-            due = planned is None or step >= planned
-            wait = KERNEL_PATIENCE_SECONDS if self._lockstep or planned is not None else 0.0
-            if not due or not pending.ready(wait):
-                if due and wait:
-                    pending.error = f"no kernel arrived within {wait:.0f} s"
-                else:
-                    waiting.append(pending)
-                    continue
-            self._graft(pending, step)
-        self._pending = waiting
-
-    def _graft(self, pending: kernels.Pending, step: int) -> None:
-        seed, kernel = pending.seed, pending.kernel
-        slot = self.slots[seed.slot]
-        if kernel is None:
-            self.cull(slot, f"its kernel did not come: {pending.error}")
-            return
-        module = kernels.bear(kernel, seed, run_seed=self._run_seed, branch=self.branch)
-        evidence = kernels.birth_evidence(kernel, module, slot.info, run_seed=self._run_seed)
-        self._take_kernel(seed, kernel)
-        seed.evidence = dict(evidence)
-        if not advance.ask(self, slot, Stage.TRAINING).passed:
-            self.cull(slot, "the newborn did not pass G0")
-            return
-        passing("garden.born")
-        self.trainer.record_graft(seed.number, step)
-        watch = kernels.Stopwatch()
-        slot.graft(module)
-        self.trainer.adopt(seed)
-        passing("garden.grafted")
-        self.note("graft", seed=seed.number, slot=slot.info.index, step=step, ms=watch.ms())
-        self.enter(slot, Stage.TRAINING, f"kernel {kernel.digest[:12]} grafted")
-        seed.evidence = {"norms": [], "advantages": [], "violations": 0}
-
-    def _take_kernel(self, seed: Seed, kernel: Any) -> None:
-        seed.digest = kernel.digest
-        seed.flops_forward = int(kernel.metadata["flops_forward"])
-        seed.flops_backward = int(kernel.metadata["flops_backward"])
+        self.isolated.arm(step)
 
     def structure(self) -> tuple[tuple[int, int, bool], ...]:
         """(seed, stage, in the path) of each taken slot: models of equal structure cost the same."""
@@ -340,6 +280,7 @@ class Garden:
         self, epoch: int, *, step: int, steps_per_epoch: int, loss: float, measured: Mapping[int, SeedMeasurement]
     ) -> None:
         """Run the gates on what the epoch showed and move each seed on, or out."""
+        self.isolated.finish(step - 1)
         self.epoch, self.last = epoch, EpochEnd(step, steps_per_epoch, loss)
         advance.close_epoch(self, measured)
         self.epoch = epoch + 1

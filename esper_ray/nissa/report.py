@@ -172,7 +172,8 @@ def _decisions(run: ArmRun) -> str:
     for event in run.of_kind("decision"):
         acts = [command for command in event["commands"] if command["operation"] != "NO_OP"]
         why = str(event.get("why", ""))
-        if not acts and not event.get("missed"):
+        refused = "; ".join(map(str, event.get("refused", ())))
+        if not acts and not refused and not event.get("missed"):
             if why != quiet_why:
                 flush()
             quiet_why = why
@@ -183,16 +184,18 @@ def _decisions(run: ArmRun) -> str:
             f"{c['operation'].lower().replace('_', ' ')} {c['blueprint']} in {slots.get(c['slot'], c['slot'])}"
             for c in acts
         )
-        items.append(_item(f"epoch {event['epoch']}", deeds or "too late: no change", why, strong=True))
+        what = deeds or ("too late: no change" if event.get("missed") else "no change")
+        items.append(_item(f"epoch {event['epoch']}", what, why, refused, strong=True))
     flush()
     return f'<ul class="list tall">{"".join(items)}</ul>' if items else '<p class="empty">No decision was made.</p>'
 
 
-def _item(when: str, what: str, why: str, *, strong: bool = False) -> str:
+def _item(when: str, what: str, why: str, refused: str = "", *, strong: bool = False) -> str:
     kind = "deed" if strong else "quiet"
+    refusal = f'<p><b class="bad">refused</b> {escape(refused)}</p>' if refused else ""
     return (
         f'<li><span class="when">{escape(when)}</span><div><b class="{kind}">{escape(what)}</b>'
-        f"<p>{escape(why)}</p></div></li>"
+        f"<p>{escape(why)}</p>{refusal}</div></li>"
     )
 
 

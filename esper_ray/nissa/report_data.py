@@ -97,6 +97,8 @@ def lives(run: ArmRun) -> list[Life]:
     found: dict[int, Life] = {}
     for event in run.of_kind("stage"):
         seed = int(event["seed"])
+        if not seed:
+            continue
         slot = int(event.get("slot", 0))
         life = found.setdefault(seed, Life(seed, slot, names.get(slot, f"slot {slot}"), str(event["blueprint"])))
         life.grafted_at = grafts.get(seed)

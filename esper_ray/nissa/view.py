@@ -28,6 +28,8 @@ _CURVES = {
     "bd": BOUNDARY_MS.key,
     **{part.key[:2]: part.key for part in BOUNDARY_PARTS},
 }
+# What comes after a cull is the slot's rest, and no longer the life of the seed that was in it.
+_SLOT_RESTS = frozenset({"EMBARGOED", "RESETTING", "DORMANT"})
 _TOTALS = {"md": "missed_deadlines", "iv": "isolation_violations", "sc": "seeds_culled"}
 _LATEST = {"sl": "seeds_live", "sf": "seeds_fossilized", "ic": "isolation_checks"}
 
@@ -46,6 +48,7 @@ class RunView:
     seeds: dict[int, dict[str, Any]] = field(default_factory=dict)
     decisions: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_LISTED))
     gates: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_LISTED))
+    refusals: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_LISTED))
     grafts: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_LISTED))
     incidents: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_LISTED))
 
@@ -56,14 +59,15 @@ class RunView:
     def forget_after(self, epoch: int) -> None:
         """A resumed run does its later epochs again."""
         self.epochs = {known: values for known, values in self.epochs.items() if known <= epoch}
-        for listed in (self.decisions, self.gates, self.grafts):
+        for listed in (self.decisions, self.gates, self.refusals, self.grafts):
             kept = [item for item in listed if item["epoch"] <= epoch]
             listed.clear()
             listed.extend(kept)
         for number, seed in list(self.seeds.items()):
             seed["stages"] = [step for step in seed["stages"] if step["epoch"] <= epoch]
             if seed["stages"]:
-                seed["stage"] = seed["stages"][-1]["stage"]
+                own = [step["stage"] for step in seed["stages"] if step["stage"] not in _SLOT_RESTS]
+                seed["stage"] = own[-1] if own else seed["stages"][-1]["stage"]
             else:
                 del self.seeds[number]
 
@@ -91,12 +95,20 @@ class RunView:
         return {
             **self.summary(),
             "epochs": [{"epoch": epoch, **values} for epoch, values in sorted(self.epochs.items())],
-            "seeds": [self.seeds[number] for number in sorted(self.seeds)],
-            "decisions": list(self.decisions)[::-1],
+            "seeds": [{**self.seeds[number], "refused": self._refused_gates(number)} for number in sorted(self.seeds)],
+            "decisions": self._decisions_with_refusals()[::-1],
             "gates": list(self.gates)[::-1],
             "grafts": list(self.grafts),
             "incidents": list(self.incidents)[::-1],
         }
+
+    def _refused_gates(self, seed: int) -> list[dict[str, Any]]:
+        return [gate for gate in self.gates if gate["seed"] == seed and not gate["passed"]]
+
+    def _decisions_with_refusals(self) -> list[dict[str, Any]]:
+        """Each decision, with ``refused``: why its command was not carried out; empty where it was."""
+        why = {_matter(refusal): refusal.get("reason", "") for refusal in self.refusals}
+        return [{**decision, "refused": why.get(_matter(decision), "")} for decision in self.decisions]
 
 
 class View:
@@ -114,6 +126,7 @@ class View:
             "gate": self._gate,
             "decision": self._decision,
             "graft": self._graft,
+            "refusal": self._refusal,
             "isolation.violation": self._incident,
         }
 
@@ -194,9 +207,12 @@ class View:
     def _seed_stage(run: RunView, packet: TelemetryPacket, event: TelemetryEvent) -> None:
         given = event.attributes
         number = _whole(given.get("seed"))
+        if not number:
+            return
         seed = run.seeds.setdefault(number, {"seed": number, "slot": "", "blueprint": "", "stages": []})
         seed.update({key: given[key] for key in ("slot", "blueprint") if given.get(key)})
-        seed["stage"] = given.get("to", "")
+        if given.get("to") not in _SLOT_RESTS:
+            seed["stage"] = given.get("to", "")
         step = {
             "stage": given.get("to", ""),
             "epoch": packet.epoch,
@@ -228,12 +244,21 @@ class View:
         run.grafts.append(_with_time(packet, event.attributes))
 
     @staticmethod
+    def _refusal(run: RunView, packet: TelemetryPacket, event: TelemetryEvent) -> None:
+        run.refusals.append(_with_time(packet, event.attributes))
+
+    @staticmethod
     def _incident(run: RunView, packet: TelemetryPacket, event: TelemetryEvent) -> None:
         details = ", ".join(f"{key} {value}" for key, value in sorted(event.attributes.items()))
         message = ": ".join(part for part in (event.message, details) if part)
         run.incidents.append(
             {"kind": event.kind, "at_ns": packet.timestamp_ns, "epoch": packet.epoch, "message": message}
         )
+
+
+def _matter(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a decision and its refusal have in common."""
+    return row["epoch"], row.get("slot", ""), row.get("operation", "")
 
 
 def _with_time(packet: TelemetryPacket, attributes: Mapping[str, str]) -> dict[str, Any]:
