@@ -89,6 +89,7 @@ class OptimizerConfig(Section):
     seed_warmup_steps: int = Field(50, ge=0, description="steps over which a seed's rate rises from a tenth")
 
 
+RatePolicy = Literal["warmup", "host", "adaptive", "frozen"]
 BoundedStage = Literal["germinated", "training", "blending", "shadowing", "probationary"]
 
 
@@ -100,6 +101,11 @@ class SeedConfig(Section):
     max_stage_epochs: int = Field(6, ge=1, description="longest stay in any stage before the seed is culled")
     longest_stay: dict[BoundedStage, PositiveInt] = Field(
         default_factory=dict, description="that of single stages where it differs, such as {training: 12}"
+    )
+    rate_policy: RatePolicy = Field(
+        "warmup",
+        description="a seed's learning rate: the host's after a warm-up of its own; the host's at once; with a warm-up "
+        "and scaled by weights over update (adaptive); or 0 from blending on until it is a fossil (frozen)",
     )
     embargo_epochs: int = Field(5, ge=1, description="how long a culled slot rests; doubles for repeat offenders")
     shadow_share: float = Field(0.5, gt=0, le=1, description="share of the steps that train an isolated seed")

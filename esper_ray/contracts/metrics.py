@@ -68,6 +68,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("rt", "esper_rollback_ms", "histogram", "ms", "the parts of a rollback", "tolaria", ("part",), _MS),
     Metric("ck", "esper_checkpoints_lost_total", "counter", "1", "checkpoints not written, or damaged", "tolaria"),
     Metric("cp", "esper_checkpoint_ms", "histogram", "ms", "training held up by a checkpoint", "tolaria", (), _MS),
+    Metric(
+        "rw",
+        "esper_outside_rate_writes_total",
+        "counter",
+        "1",
+        "learning rates that something else wrote: undone",
+        "tolaria",
+    ),
     # Kasmina: the seeds
     Metric("sl", "esper_seeds_live", "gauge", "1", "seeds between germination and fossil", "kasmina"),
     Metric("sf", "esper_seeds_fossilized", "gauge", "1", "seeds that became part of the host", "kasmina"),

@@ -14,6 +14,7 @@ The kinds of events that Nissa understands, and the attributes each has (all of 
 | ``isolation.violation`` | seed, cosine, difference |
 | ``rollback`` | branch, from_epoch, from_step, to, how, origin, reason, prepare, commit, confirm, told |
 | ``checkpoint.lost`` | branch, step, reason |
+| ``rate.outside`` | seed, step, found, expected, times |
 | ``backend`` | name, value |
 | ``policy.refused`` | policy, reason |
 | ``policy.validated`` | policy, verdict, difference, low, high |
@@ -44,6 +45,7 @@ EVENT_KINDS = (
     "graft",
     "refusal",
     "isolation.violation",
+    "rate.outside",
     "rollback",
     "checkpoint.lost",
     "backend",

@@ -100,7 +100,7 @@ class Loop:
         self.groups = Groups(self.model, self.config.optimizer)
         self.total_steps = total_steps
         self.epochs = math.ceil(total_steps / self.steps_per_epoch)
-        self.rates = LearningRates(self.config.optimizer, total_steps)
+        self.rates = LearningRates(self.config.optimizer, total_steps, self.config.seeds.rate_policy)
 
     def train_epoch(self) -> float:
         """Train to the next boundary, or to the end; returns the mean training loss."""
@@ -134,7 +134,7 @@ class Loop:
         if (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.total_steps:
             self.statistics = statistics.layer_statistics(self.task.graph, self.model)
         self._gradient_norm = self.groups.clip()
-        self.rates.write(self.groups.optimizer, step)
+        self.rates.write(self.groups.optimizer, step, self.groups.seeds)
         self.groups.optimizer.step()
         self.groups.optimizer.zero_grad(set_to_none=True)
         self._loss_sum += loss.detach()
@@ -165,7 +165,7 @@ class Loop:
         """Measure each live seed, let the gates judge, and move the seeds on."""
         measured = measure_seeds(self.garden, self.validation, quality, self.meter, self.garden.structure())
         for seed in self.garden.seeds:
-            seed.learning_rate = self.rates.seed_rate(seed.number, self.step)
+            seed.learning_rate = self.rates.current(seed.number, self.step)
         self.garden.close_epoch(
             self.epoch,
             step=self.step,

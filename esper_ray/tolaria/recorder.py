@@ -41,10 +41,12 @@ _TELEMETRY_KIND = {
     "graft": "graft",
     "refusal": "refusal",
     "isolation": "isolation.violation",
+    "rate": "rate.outside",
     "rollback": "rollback",
     "checkpoint": "checkpoint.lost",
 }
 _WARNINGS = {
+    "rate": TelemetryLevel.WARNING,
     "isolation": TelemetryLevel.ERROR,
     "refusal": TelemetryLevel.WARNING,
     "rollback": TelemetryLevel.WARNING,

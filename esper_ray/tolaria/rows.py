@@ -160,6 +160,7 @@ def points(row: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Itera
     values["sf"] = sum(stages[stage.name] for stage in SETTLED)
     values["sc"] = sum(item["kind"] == "stage" and item["to"] == Stage.CULLED.name for item in events)
     values["em"] = EmergencyLevel[row["emergency"]] if row["emergency"] else 0
+    values["rw"] = sum(item["times"] for item in events if item["kind"] == "rate")
     values["ic"] = row["isolation_checks"]
     values["iv"] = sum(item["kind"] == "isolation" for item in events)
     yield from (MetricPoint(key, float(value)) for key, value in values.items())

@@ -292,7 +292,7 @@ class Trainer(Loop):
 
     def _write_down(self, training_loss: float, quality: Quality, exchange: Exchange, step_ms: float) -> None:
         row = rows.epoch_row(self, training_loss, quality, exchange, step_ms, float(self._gradient_norm))
-        events = [*self.garden.drain_events(), rows.decision(exchange)]
+        events = [*self.garden.drain_events(), *self.rates.drain_events(), rows.decision(exchange)]
         self.recorder.epoch(row, events, rows.points(row, events))
         self.recorder.mirror(exchange.packets, exchange.envelopes)
         self.around.on_progress(rows.progress(self, row))
