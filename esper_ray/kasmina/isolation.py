@@ -1,84 +1,72 @@
-"""Isolation: the shadow pass in which a seed learns, and the monitor that would notice if the host felt it."""
+"""Isolation: the shadow pass in which a seed learns over a constant host.
+
+The host's weights are detached, its buffers are copies, randomness is forked, and the gradient is asked for with
+respect to the seeds' parameters alone: what isolation promises holds by construction, and `monitor` looks whether it
+does.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from esper_ray.kasmina.slot import Pass, Switch, constants
+from esper_ray.kasmina.randomness import Randomness
+from esper_ray.kasmina.slot import Pass, Seed, Switch, constants
+from esper_ray.kasmina.witness import Diverged, Seen, resumed
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
-@contextlib.contextmanager
-def forked_randomness(seed: int) -> Iterator[None]:
-    """torch's CPU generator runs from ``seed`` inside and goes on outside as if nothing had been drawn."""
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
 def shadow_loss(
-    model: nn.Module, switch: Switch, inputs: Tensor, targets: Tensor, loss_function: LossFunction, *, seed: int
+    model: nn.Module,
+    switch: Switch,
+    inputs: Tensor,
+    targets: Tensor,
+    loss_function: LossFunction,
+    *,
+    seed: int,
+    seen: Seen | None = None,
+    randomness: Randomness | None = None,
 ) -> Tensor:
     """The loss of a pass through a constant host with the isolated seeds in the path.
 
-    Weights are detached, buffers are copies and randomness is forked, so that nothing of the host can notice.
-    Its gradient reaches isolated seeds alone.
+    With ``seen`` the pass goes on from the first isolated slot, and takes what comes before it from the model's own
+    pass on this batch; where it cannot, and without ``seen``, it is a whole pass. It runs in the precision of the
+    model's own pass.
     """
+
+    generators = randomness or Randomness(model)
+
+    def run() -> Tensor:
+        with generators.forked(seed), seen.autocast.again() if seen else contextlib.nullcontext():
+            return loss_function(functional_call(model, constants(model), (inputs,)), targets)
+
     switch.current = Pass.SHADOW
     try:
-        with forked_randomness(seed):
-            return loss_function(functional_call(model, constants(model), (inputs,)), targets)
+        if seen is not None and seen.kept:
+            with contextlib.suppress(Diverged), resumed(seen.kept):
+                return run()
+        return run()
     finally:
         switch.current = Pass.MODEL
 
 
-@dataclass(frozen=True, slots=True)
-class IsolationReading:
-    """Host gradients with the seeds against without: 1 and 0 where isolation is exact."""
-
-    cosine: float
-    difference: float
-
-    def clean(self, tolerance: float) -> bool:
-        return math.isfinite(self.difference) and self.difference <= tolerance
-
-
-def host_gradients(
-    model: nn.Module, switch: Switch, inputs: Tensor, targets: Tensor, loss_function: LossFunction
-) -> list[Tensor]:
-    """The host's gradients on this batch with every isolated seed taken out of the path."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    state = torch.get_rng_state()
-    switch.suspended = True
-    try:
-        loss = loss_function(model(inputs), targets)
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    finally:
-        switch.suspended = False
-        torch.set_rng_state(state)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-
-
-def compare(expected: Iterable[Tensor], model: nn.Module) -> IsolationReading:
-    """The gradients that the host has now against those it should have."""
-    difference = product = norm_expected = norm_found = 0.0
-    found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters() if p.requires_grad]
-    for a, b in zip(expected, found, strict=True):
-        difference += float((a - b).double().square().sum())
-        product += float((a.double() * b.double()).sum())
-        norm_expected += float(a.double().square().sum())
-        norm_found += float(b.double().square().sum())
-    scale = math.sqrt(norm_expected) or 1.0
-    norms = math.sqrt(norm_expected * norm_found)
-    return IsolationReading(product / norms if norms else 1.0, math.sqrt(difference) / scale)
+def give_gradients(loss: Tensor, seeds: Sequence[Seed], model: nn.Module) -> None:
+    """Add the gradient of ``loss`` to the seeds' parameters; one that is shared with the host gets none."""
+    hosts = set(model.parameters())
+    own = {
+        parameter: None
+        for seed in seeds
+        if seed.branch is not None
+        for parameter in seed.branch.parameters()
+        if parameter.requires_grad and parameter not in hosts
+    }
+    if not own or not loss.requires_grad:  # a block without parameters has nothing to learn; G1 will see that
+        return
+    for parameter, gradient in zip(own, torch.autograd.grad(loss, list(own), allow_unused=True), strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
