@@ -57,7 +57,7 @@ SETTINGS = (
     "tamiyo.exploration=0.3",
 )
 # Fields that hold a time.
-TIMES = frozenset({"seconds", "wall_seconds", "step_ms", "boundary", "ms", "at", "issued_at_ns"})
+TIMES = frozenset({"seconds", "wall_seconds", "step_ms", "checkpoint_ms", "boundary", "ms", "at", "issued_at_ns"})
 # Killed here, a run really exports its model; elsewhere its weights alone are written.
 EXPORTS = frozenset({"end.tested", "end.exported", "end.written"})
 DURABLE = frozenset({BusMessageType.FIELD_REPORT, BusMessageType.DECISION_RECORD})
@@ -311,4 +311,3 @@ def summary(outcomes: Iterable[Outcome]) -> dict[str, Any]:
             "what_differed": dict(reasons),
         },
     }
-

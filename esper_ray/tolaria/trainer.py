@@ -111,9 +111,15 @@ class Trainer(Loop):
             "validation": LossWatch("validation", guard.loss_factor, 0.5),
         }
         self.memory = Memory(guard.snapshots)
+        self.writer = CheckpointWriter(self.folder / "checkpoints", keep=request.config.run.keep_checkpoints)
         self.orders = Orders(self)
         self.checkpoint_ms = 0.0
         self._watched = (0, 0.0)
+
+    def keep_checkpoint(self) -> int | None:
+        """Each boundary is a checkpoint already: wait until the last one is on disk."""
+        self.writer.finish()
+        return self.epoch or None
 
     def planned_graft(self, seed: int) -> int | None:
         return self.recorder.planned_graft(self.garden.branch, seed)
@@ -166,11 +172,18 @@ class Trainer(Loop):
             StorageFault: what it does can no longer be written down; the last checkpoint stands.
         """
         try:
-            return self._run()
+            self.open()
+            while self.step < self.total_steps:
+                self.one_epoch()
+            return self._finish()
+        except StorageFault as fault:
+            self.emergency.raise_to(EmergencyLevel.HALT, f"the run cannot write down what it does: {fault.why}")
+            raise
         finally:
-            self.recorder.close()
+            self.close()
 
-    def _run(self) -> dict[str, Any]:
+    def open(self) -> None:
+        """Bring the run to where it begins or goes on; `one_epoch` may follow."""
         saved, turn = find_start(self, self._damaged_checkpoint) if self.request.resume else (None, None)
         if saved is None:
             for block in self.request.blocks:
@@ -192,20 +205,14 @@ class Trainer(Loop):
         self.verifier = Verifier(self.around.keys, clock=self.around.clock, seen=self.recorder.nonces())
         self.boundary = self._make_boundary()
         self.recorder.telemetry(self.epoch, [], rows.started(self))
-        self.writer = CheckpointWriter(self.folder / "checkpoints", keep=self.config.run.keep_checkpoints)
-        try:
-            self.memory.keep(resume.checkpoint(self).copied())
-            while self.step < self.total_steps:
-                self._one_epoch()
-            return self._finish()
-        except StorageFault as fault:
-            self.writer.finish()
-            self.emergency.raise_to(EmergencyLevel.HALT, f"the run cannot write down what it does: {fault.why}")
-            raise
-        finally:
-            self.writer.finish()
-            recovery.tell_failures(self)
-            self.writer.close()
+        self.memory.keep(resume.checkpoint(self).copied())
+
+    def close(self) -> None:
+        """Write what is on its way to disk, and let go of the files."""
+        self.writer.finish()
+        recovery.tell_failures(self)
+        self.writer.close()
+        self.recorder.close()
 
     def _damaged_checkpoint(self, fault: CheckpointError) -> None:
         recovery.checkpoint_lost(self, f"{fault.what} {fault.why}")
@@ -254,7 +261,12 @@ class Trainer(Loop):
 
     # An epoch
 
-    def _one_epoch(self) -> None:
+    def one_epoch(self) -> None:
+        """Train to the next boundary and do it; or find the epoch damaged, and be back at an earlier one.
+
+        Raises:
+            EsperError: the run ends; see `run`.
+        """
         start, before = time.perf_counter(), self.step
         self._watched = (self.step, 0.0)
         try:
