@@ -107,6 +107,14 @@ class SeedConfig(Section):
         description="a seed's learning rate: the host's after a warm-up of its own; the host's at once; with a warm-up "
         "and scaled by weights over update (adaptive); or 0 from blending on until it is a fossil (frozen)",
     )
+    credit: Literal["leave_one_out", "shapley"] = Field(
+        "leave_one_out",
+        description="what each of several live seeds is worth: with all others on, or over all on/off combinations",
+    )
+    loss_weights: Literal["equal", "gain"] = Field(
+        "equal", description="weights of the live seeds' losses: all 1, or by what each was last measured to gain"
+    )
+    pcgrad: bool = Field(True, description="gradient surgery where live seeds share parameters; nowhere else")
     embargo_epochs: int = Field(5, ge=1, description="how long a culled slot rests; doubles for repeat offenders")
     shadow_share: float = Field(0.5, gt=0, le=1, description="share of the steps that train an isolated seed")
     blend_mode: Literal["residual", "channel", "confidence", "convex"] = Field(

@@ -90,6 +90,23 @@ METRICS: tuple[Metric, ...] = (
         "kasmina",
     ),
     Metric("ic", "esper_isolation_checks", "gauge", "1", "isolation checks made in the run so far", "kasmina"),
+    Metric("jg", "esper_joint_gain", "gauge", "nats", "what all live seeds gain together", "kasmina"),
+    Metric(
+        "ix",
+        "esper_seed_interaction",
+        "gauge",
+        "nats",
+        "gain of each with the others on, summed, less the joint one; of two live seeds or more",
+        "kasmina",
+    ),
+    Metric(
+        "cf",
+        "esper_gradient_conflict_ratio",
+        "gauge",
+        "ratio",
+        "pairs of gradients of shared parameters that point apart, of all such pairs in the epoch",
+        "kasmina",
+    ),
     Metric("gp", "esper_gates_passed_total", "counter", "1", "gates passed", "kasmina", ("gate",)),
     Metric("gd", "esper_gates_denied_total", "counter", "1", "gates refused", "kasmina", ("gate",)),
     # Simic: the school

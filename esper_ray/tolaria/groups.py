@@ -5,7 +5,7 @@ Nothing here ever touches another parameter's moments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim import AdamW
 
 from esper_ray.config import OptimizerConfig
 from esper_ray.kasmina.slot import Seed
+from esper_ray.tolaria.multiseed import Shared
 
 
 class Groups:
@@ -29,16 +30,29 @@ class Groups:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.shared = Shared()
         self._seeds: dict[int, Seed] = {}
         self._host = _in_order(model)
 
     def adopt(self, seed: Seed) -> None:
-        """A group of its own for a newborn; its moments start at zero with a step count of its own."""
+        """A group of its own for a newborn; its moments start at zero with a step count of its own.
+
+        What another seed trains already stays in that one's group, and what the host trains in the host's.
+        """
         assert seed.branch is not None
-        parameters = list(seed.branch.parameters())
-        if parameters:
-            self.optimizer.add_param_group({"params": parameters, "seed": seed.number})
+        known = {number: other.branch for number, other in self._seeds.items() if other.branch is not None}
+        own = self.shared.adopt(seed.number, seed.branch, known)
+        trained = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        self._train(seed.number, (parameter for parameter in own if id(parameter) not in trained))
         self._seeds[seed.number] = seed
+
+    def _train(self, number: int, parameters: Iterable[nn.Parameter]) -> None:
+        added = list(parameters)
+        group = next((group for group in self.optimizer.param_groups if group["seed"] == number), None)
+        if group is not None:
+            group["params"].extend(added)
+        elif added:
+            self.optimizer.add_param_group({"params": added, "seed": number})
 
     def plant(self, seed: Seed) -> None:
         """The parameters of a block that was there before training began belong to the host's own group."""
@@ -47,8 +61,12 @@ class Groups:
         self._host = _in_order(self._model)
 
     def release(self, seed: Seed) -> None:
-        """Take a seed's parameters and moments out."""
+        """Take a seed's parameters and moments out; what another seed shares with it goes on with that one."""
         assert seed.branch is not None
+        for parameter, heir, same in self.shared.release(seed.number):
+            self._train(heir, [same])
+            if parameter in self.optimizer.state:
+                self.optimizer.state[same] = self.optimizer.state.pop(parameter)
         self.optimizer.param_groups[:] = [g for g in self.optimizer.param_groups if g["seed"] != seed.number]
         for parameter in seed.branch.parameters():
             self.optimizer.state.pop(parameter, None)
@@ -56,8 +74,11 @@ class Groups:
         self._seeds.pop(seed.number, None)
 
     def leftovers(self, seed: int) -> int:
+        """Groups of that seed, and moments of parameters that are in no group at all."""
         groups = sum(int(group["seed"]) == seed for group in self.optimizer.param_groups)
-        return groups + int(seed in self._seeds)
+        trained = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        orphans = sum(id(parameter) not in trained for parameter in self.optimizer.state)
+        return groups + orphans + int(seed in self._seeds)
 
     def foreign(self, seed: Seed) -> list[int]:
         """Numbers of the groups, other than the seed's own, that hold one of its parameters."""
@@ -71,6 +92,15 @@ class Groups:
         self._seeds.pop(seed.number, None)
         seed.gradient_norm = 0.0
         self._host = _in_order(self._model)
+
+    def weigh(self, weights: Mapping[int, float]) -> None:
+        """Scale the gradients of seeds by the weights of their losses; those that are not named keep theirs."""
+        for number, weight in weights.items():
+            branch = self._seeds[number].branch
+            assert branch is not None
+            for parameter in branch.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(weight)
 
     def clip(self) -> Tensor:
         """Clip the host and each live seed to the same norm, each apart; returns the host's norm before."""

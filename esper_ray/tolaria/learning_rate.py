@@ -4,7 +4,7 @@
 |---|---|
 | ``warmup`` | the host's times ``seed_rate``, rising from a tenth of it after birth |
 | ``host`` | the host's times ``seed_rate`` from the first step on |
-| ``adaptive`` | as ``warmup``, times the ratio of the norms of weights and update, as LAMB has it; as ``warmup`` for a fossil |
+| ``adaptive`` | as ``warmup``, times the ratio of weights to update that LAMB uses, until the seed is a fossil |
 | ``frozen`` | as ``warmup`` in isolation, then 0 until the seed is a fossil |
 """
 
@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from esper_ray.config import OptimizerConfig, RatePolicy
@@ -121,8 +120,8 @@ class LearningRates:
 def trust_ratio(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
     """Norm of the group's weights over that of Adam's last update, within bounds; 1 before the first update.
 
-    You et al. 2020, "Large batch optimization for deep learning: training BERT in 76 minutes", algorithm 2 (LAMB), with one
-    ratio for the whole group and without the weight decay in the update.
+    LAMB: You et al. 2020, "Large batch optimization for deep learning: training BERT in 76 minutes", algorithm 2, with
+    one ratio for the whole group and without the weight decay in the update.
     """
     weights = updates = 0.0
     epsilon, (beta1, beta2) = group["eps"], group["betas"]

@@ -21,7 +21,7 @@ from esper_ray.kasmina.slot import Seed
 from esper_ray.reliability.failpoints import passing
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.tasks import Task, build_task
-from esper_ray.tolaria import rows, statistics
+from esper_ray.tolaria import multiseed, rows, statistics
 from esper_ray.tolaria.costs import CostMeter
 from esper_ray.tolaria.groups import Groups
 from esper_ray.tolaria.learning_rate import LearningRates
@@ -64,6 +64,7 @@ class Loop:
         self.step = self.epoch = 0
         self.statistics: npt.NDArray[np.float32] | None = None
         self._order: tuple[str, Tensor] = ("", torch.empty(0))
+        self.credit: multiseed.Credit | None = None
         self._loss_sum = torch.zeros((), device=self.device)
         self._gradient_norm = torch.zeros(())
 
@@ -133,6 +134,7 @@ class Loop:
             passing("step.shadow")
         if (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.total_steps:
             self.statistics = statistics.layer_statistics(self.task.graph, self.model)
+        self._balance(step)
         self._gradient_norm = self.groups.clip()
         self.rates.write(self.groups.optimizer, step, self.groups.seeds)
         self.groups.optimizer.step()
@@ -140,6 +142,15 @@ class Loop:
         self._loss_sum += loss.detach()
         self.step += 1
         passing("step.done")
+
+    def _balance(self, step: int) -> None:
+        """Weigh the seeds' gradients, and settle what parameters that they share are to do."""
+        seeds, config = self.groups.seeds, self.config.seeds
+        if config.loss_weights == "gain":
+            self.groups.weigh(multiseed.weights_by_gain({n: s.evidence.get("gain") for n, s in seeds.items()}))
+        if self.groups.shared:
+            generator = torch.Generator().manual_seed(derive_seed(self.config.run.seed, "surgery", step))
+            self.groups.shared.combine(generator=generator, project=config.pcgrad)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of ``step``: each pass over the data has an order of its own, named by the run's seed.
@@ -163,7 +174,7 @@ class Loop:
 
     def close_stages(self, quality: Quality) -> None:
         """Measure each live seed, let the gates judge, and move the seeds on."""
-        measured = measure_seeds(self.garden, self.validation, quality, self.meter, self.garden.structure())
+        measured, self.credit = measure_seeds(self.garden, self.validation, quality, self.meter, self.garden.structure())
         for seed in self.garden.seeds:
             seed.learning_rate = self.rates.current(seed.number, self.step)
         self.garden.close_epoch(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +14,9 @@ from esper_ray.kasmina.garden import Garden
 from esper_ray.kasmina.slot import Seed
 from esper_ray.tasks.data import Split
 from esper_ray.tolaria.costs import CostMeter
+from esper_ray.tolaria.multiseed import NOBODY, Credit, CreditRule, combinations, credit
+
+MOST_COMBINED = 4
 
 CHUNK = 500
 
@@ -46,20 +48,34 @@ def evaluate(model: nn.Module, split: Split, meter: CostMeter, key: object) -> Q
 
 def measure_seeds(
     garden: Garden, split: Split, on: Quality, meter: CostMeter, structure: object
-) -> Mapping[int, SeedMeasurement]:
-    """For each live seed: its counterfactual gain and how far it moves what leaves its slot."""
-    found = {}
-    for seed in garden.live:
-        garden.switch.off = frozenset({seed.number})
+) -> tuple[Mapping[int, SeedMeasurement], Credit | None]:
+    """For each live seed its counterfactual gain and how far it moves what leaves its slot, and the credit of all.
+
+    The credit is None where no seed is live. Shapley's value needs every combination: it is for `MOST_COMBINED` seeds at
+    most, and of more each is left out by itself.
+    """
+    live = garden.live
+    if not live:
+        return {}, None
+    numbers = [seed.number for seed in live]
+    rule: CreditRule = garden.config.credit if len(live) <= MOST_COMBINED else "leave_one_out"
+    losses = {NOBODY: on.losses}
+    for off in combinations(numbers, rule):
+        garden.switch.off = off
         try:
-            off = evaluate(garden.model, split, meter, (structure, "without", seed.number))
+            losses[off] = evaluate(garden.model, split, meter, (structure, "without", *sorted(off))).losses
         finally:
-            garden.switch.off = frozenset()
-        gains = off.losses - on.losses
-        error = float(gains.std()) / math.sqrt(len(gains))
-        drift = _drift(garden, seed, split, meter, structure)
-        found[seed.number] = SeedMeasurement(float(gains.mean()), error, **drift)
-    return found
+            garden.switch.off = NOBODY
+    found = credit(losses, numbers, rule)
+    measured = {
+        seed.number: SeedMeasurement(
+            found.single[seed.number].mean,
+            found.single[seed.number].error,
+            **_drift(garden, seed, split, meter, structure),
+        )
+        for seed in live
+    }
+    return measured, found
 
 
 def _drift(garden: Garden, seed: Seed, split: Split, meter: CostMeter, structure: object) -> dict[str, float]:

@@ -26,6 +26,7 @@ from esper_ray.errors import ConfigError
 from esper_ray.kasmina.lifecycle import GROWING, SETTLED
 from esper_ray.tolaria.boundary import Exchange
 from esper_ray.tolaria.measure import Quality
+from esper_ray.tolaria.multiseed import Credit
 
 if TYPE_CHECKING:
     from esper_ray.tolaria.trainer import Trainer
@@ -109,6 +110,8 @@ def epoch_row(
         "isolation_checks": trainer.garden.checks,
         "isolation_violations": trainer.garden.violations,
         "outside_rate_writes": trainer.rates.outside_writes,
+        "conflict_ratio": trainer.groups.shared.conflicts.drain(),
+        "credit": together(trainer.credit),
         "seeds": [
             {
                 "seed": seed.number,
@@ -122,6 +125,18 @@ def epoch_row(
             }
             for seed in trainer.garden.seeds
         ],
+    }
+
+
+def together(credit: Credit | None) -> dict[str, Any] | None:
+    """What the live seeds gain together, and how far that is from what each gains by itself."""
+    if credit is None:
+        return None
+    return {
+        "joint": credit.joint.mean,
+        "joint_error": credit.joint.error,
+        "interaction": credit.interaction.mean if len(credit.single) > 1 else None,
+        "interaction_error": credit.interaction.error if len(credit.single) > 1 else None,
     }
 
 
@@ -164,6 +179,9 @@ def points(row: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Itera
     values["ic"] = row["isolation_checks"]
     values["iv"] = sum(item["kind"] == "isolation" for item in events)
     yield from (MetricPoint(key, float(value)) for key, value in values.items())
+    together = row["credit"] or {}
+    measured = {"jg": together.get("joint"), "ix": together.get("interaction"), "cf": row["conflict_ratio"]}
+    yield from (MetricPoint(key, float(value)) for key, value in measured.items() if value is not None)
     yield from (MetricPoint("gr", item["ms"]) for item in events if item["kind"] == "graft")
     verdicts = Counter((item["passed"], item["gate"]) for item in events if item["kind"] == "gate")
     for (passed, gate), count in verdicts.items():
