@@ -35,6 +35,14 @@ class ConfigError(EsperError):
     """A key or value of the configuration is unknown or out of bounds."""
 
 
+class DataError(EsperError):
+    """A data set's file is missing, cut off, or holds something else."""
+
+
+class HostError(EsperError):
+    """A model cannot be grown as it was given: its slots, its shapes, its size, or the function that made it."""
+
+
 class EnvironmentFault(EsperError):
     """The machine lacks something: a port, a permission, memory, a version, a server."""
 

@@ -2,84 +2,103 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from esper_ray.config import RunConfig
-from esper_ray.contracts.budgets import HOST_PARAMETER_LIMIT
-from esper_ray.contracts.ports import HostGraph, SlotInfo, SlotSignature
+from esper_ray.contracts.ports import HostGraph, SlotInfo
 from esper_ray.errors import ConfigError
 from esper_ray.reliability.ids import derive_seed
-from esper_ray.tasks import data, hostgraph
+from esper_ray.tasks import data, hostgraph, own, slots
 from esper_ray.tasks.data import DataSet
+from esper_ray.tasks.propose import propose
 from esper_ray.tasks.resnet import ResNetLite
+from esper_ray.tasks.slots import check_host
+from esper_ray.tasks.transformer import TransformerLite
 
 __all__ = ["Task", "assemble", "build_task"]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What Tolaria trains. The loss is cross-entropy over classes; ``slots`` are names of submodules."""
+    """What Tolaria trains. ``slots`` are names of submodules; ``optimizer`` is what the task itself asks for."""
 
     name: str
     model: nn.Module
     data: DataSet
     slots: tuple[SlotInfo, ...]
     graph: HostGraph
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
 
-    @staticmethod
-    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits, targets)
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean over the batch, a scalar."""
+        return self.data.train.objective.loss(outputs, targets)
 
 
 def build_task(config: RunConfig, folder: Path, device: torch.device) -> Task:
-    """Host and data of a run; see `assemble`."""
-    return assemble(config, data.load(config, folder), device)
+    """Host and data of a run; see `assemble`.
+
+    Raises:
+        EsperError: the task's function, its data, its model or its slots are not what they have to be.
+    """
+    if ":" not in config.task:
+        _check_pair(config)
+        return assemble(config, data.load(config, folder), device)
+    made = own.make(config)
+    return _finish(config, made.model, made.data, made.slots, device, made.optimizer)
 
 
 def assemble(config: RunConfig, dataset: DataSet, device: torch.device) -> Task:
     """A host for data that are there. Its birth weights are a function of the run's seed alone.
 
     Raises:
-        ConfigError: the host is larger than hosts may be, or the data smaller than a batch.
+        ConfigError: the data are fewer than a batch.
+        HostError: the host is larger than hosts may be.
     """
+    model: ResNetLite | TransformerLite
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "host"))
+        if config.task == "transformer-lite":
+            model = TransformerLite(classes=dataset.classes, context=config.context, width=4 * config.host_width)
+        else:
+            model = ResNetLite(channels=dataset.sample_shape[0], classes=dataset.classes, width=config.host_width)
+    return _finish(config, model, dataset, model.slots, device)
+
+
+def _check_pair(config: RunConfig) -> None:
+    sequence = config.dataset == "pycode"
+    if sequence != (config.task == "transformer-lite"):
+        needed = "pycode" if config.task == "transformer-lite" else "glyphs, digits or cifar10"
+        raise ConfigError(
+            f"run.task is {config.task}, and run.dataset is {config.dataset}.",
+            why=f"{config.task} learns from {needed}.",
+            remedy=f"Set run.dataset={needed.split(',')[0]}, or another task.",
+        )
+
+
+def _finish(
+    config: RunConfig,
+    model: nn.Module,
+    dataset: DataSet,
+    wanted: Any,
+    device: torch.device,
+    optimizer: Mapping[str, Any] | None = None,
+) -> Task:
     if len(dataset.train) < config.batch_size:
         raise ConfigError(
             f"run.batch_size is {config.batch_size}, but there are only {len(dataset.train)} training samples.",
             remedy="Lower run.batch_size or raise run.train_samples.",
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, "host"))
-        model = ResNetLite(channels=dataset.sample_shape[0], classes=dataset.classes, width=config.host_width)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    if count > HOST_PARAMETER_LIMIT:
-        raise ConfigError(
-            f"The host has {count:,} parameters, more than {HOST_PARAMETER_LIMIT:,}.", remedy="Lower run.host_width."
-        )
+    check_host(model, config.host_limit)
     model = model.to(device)
-    with torch.random.fork_rng(devices=[]):
-        graph = hostgraph.trace(model, dataset.train.inputs[:2].to(device), model.slots)
-    return Task(config.task, model, dataset, _find_slots(model, dataset, device), graph)
-
-
-def _find_slots(model: ResNetLite, dataset: DataSet, device: torch.device) -> tuple[SlotInfo, ...]:
-    """Slot shapes by one dry forward of two samples."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    handles = [
-        model.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, output, name=name: shapes.__setitem__(name, tuple(output.shape[1:]))
-        )
-        for name in model.slots
-    ]
-    with torch.no_grad():
-        model(dataset.train.inputs[:2].to(device))
-    for handle in handles:
-        handle.remove()
-    return tuple(
-        SlotInfo(index, name, SlotSignature("conv", shapes[name], device=device.type))
-        for index, name in enumerate(model.slots)
-    )
+    sample = dataset.train.inputs[:3].to(device)
+    names = [proposal.name for proposal in propose(model, sample)] if wanted == "auto" else wanted
+    found = slots.find(model, sample, names)
+    with slots.undisturbed(model):
+        graph = hostgraph.trace(model, sample[:2], [slot.name for slot in found])
+    return Task(config.task, model, dataset, found, graph, optimizer or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,23 +12,35 @@ from torch import Tensor
 
 from esper_ray.config import RunConfig
 from esper_ray.reliability.ids import derive_seed
-from esper_ray.tasks import glyphs
+from esper_ray.tasks import cifar10, glyphs, pycode
+from esper_ray.tasks.objective import CLASSIFICATION, Objective
 
+CHUNK, CHUNK_BYTES = 500, 2**23
 _GLYPH_MEAN, _GLYPH_DEVIATION = 0.27, 0.21
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Inputs [N, C, H, W] in float32, normalised, and class labels [N]."""
+    """Inputs [N, ...] and targets [N, ...], and what is asked of them.
+
+    Pictures are [N, C, H, W] in float32, normalised, with class labels [N]; sequences are [N, T] numbers of bytes.
+    """
 
     inputs: Tensor
     targets: Tensor
+    objective: Objective = CLASSIFICATION
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def to(self, device: torch.device) -> Split:
-        return Split(self.inputs.to(device), self.targets.to(device))
+        return Split(self.inputs.to(device), self.targets.to(device), self.objective)
+
+    @property
+    def chunk(self) -> int:
+        """How many samples are measured at once: 500, or what fits 8 MiB of inputs."""
+        size = self.inputs[:1].numel() * self.inputs.element_size()
+        return max(1, min(CHUNK, CHUNK_BYTES // max(1, size)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +58,36 @@ class DataSet:
 
 
 def load(config: RunConfig, folder: Path) -> DataSet:
-    """The data set that ``config`` names; drawn or read once, then cached in ``folder``."""
+    """The data set that ``config`` names; drawn or read once, glyphs then cached in ``folder``.
+
+    Raises:
+        ConfigError, DataError: the data are not there, damaged, or fewer than was asked for.
+    """
+    if config.dataset == "pycode":
+        return DataSet(*_shares(config, lambda name, n: pycode.load_split(name, n, config.context)), pycode.CLASSES)
+    if config.dataset == "cifar10":
+        train, validation, test = cifar10.load(Path(config.data_folder), _sizes(config))
+        return DataSet(Split(*train), Split(*validation), Split(*test), cifar10.CLASSES)
     return _digits(config) if config.dataset == "digits" else _glyphs(config, folder)
 
 
-def _glyphs(config: RunConfig, folder: Path) -> DataSet:
-    def split(name: str, samples: int) -> Split:
-        images, labels = glyphs.load_split(folder, name, samples, difficulty=config.difficulty)
-        return Split((images.float() / 255 - _GLYPH_MEAN) / _GLYPH_DEVIATION, labels)
+def _sizes(config: RunConfig) -> tuple[int, int, int]:
+    return config.train_samples, config.validation_samples, config.test_samples
 
-    return DataSet(
-        train=split("train", config.train_samples),
-        validation=split("validation", config.validation_samples),
-        test=split("test", config.test_samples),
-        classes=len(glyphs.CLASSES),
+
+def _shares(config: RunConfig, read: Callable[[str, int], tuple[Tensor, Tensor]]) -> tuple[Split, Split, Split]:
+    train, validation, test = (
+        Split(*read(name, size)) for name, size in zip(("train", "validation", "test"), _sizes(config), strict=True)
     )
+    return train, validation, test
+
+
+def _glyphs(config: RunConfig, folder: Path) -> DataSet:
+    def read(name: str, samples: int) -> tuple[Tensor, Tensor]:
+        images, labels = glyphs.load_split(folder, name, samples, difficulty=config.difficulty)
+        return (images.float() / 255 - _GLYPH_MEAN) / _GLYPH_DEVIATION, labels
+
+    return DataSet(*_shares(config, read), len(glyphs.CLASSES))
 
 
 def _digits(config: RunConfig) -> DataSet:

@@ -21,6 +21,7 @@ from esper_ray.kasmina.slot import Seed
 from esper_ray.reliability.failpoints import passing
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.tasks import Task, build_task
+from esper_ray.tasks.own import optimizer_settings
 from esper_ray.tolaria import multiseed, rows, statistics
 from esper_ray.tolaria.costs import CostMeter
 from esper_ray.tolaria.groups import Groups
@@ -40,11 +41,12 @@ class Loop:
     def __init__(
         self, config: Config, kernels: KernelSource, *, name: str, data: Path, task: Task | None = None
     ) -> None:
-        self.config, self.name = config, name
+        self.name = name
         run = config.run
         self.device = rows.pick_device(run.device)
         self.lockstep = run.mode == "lockstep"
         self.task: Task = task or build_task(run, data, self.device)
+        self.config = config.model_copy(update={"optimizer": optimizer_settings(self.task.optimizer, config.optimizer)})
         self.train, self.validation = self.task.data.train.to(self.device), self.task.data.validation.to(self.device)
         self.model = self.task.model
         self.meter = CostMeter()
@@ -86,6 +88,10 @@ class Loop:
 
     def foreign_groups(self, seed: Seed) -> list[int]:
         return self.groups.foreign(seed)
+
+    def keep_checkpoint(self) -> int | None:
+        """There are no checkpoints here."""
+        return None
 
     def planned_graft(self, seed: int) -> int | None:  # noqa: ARG002
         """Nothing is repeated here: a graft happens when its kernel is there."""
@@ -174,7 +180,8 @@ class Loop:
 
     def close_stages(self, quality: Quality) -> None:
         """Measure each live seed, let the gates judge, and move the seeds on."""
-        measured, self.credit = measure_seeds(self.garden, self.validation, quality, self.meter, self.garden.structure())
+        structure = self.garden.structure()
+        measured, self.credit = measure_seeds(self.garden, self.validation, quality, self.meter, structure)
         for seed in self.garden.seeds:
             seed.learning_rate = self.rates.current(seed.number, self.step)
         self.garden.close_epoch(

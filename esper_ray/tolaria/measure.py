@@ -18,12 +18,10 @@ from esper_ray.tolaria.multiseed import NOBODY, Credit, CreditRule, combinations
 
 MOST_COMBINED = 4
 
-CHUNK = 500
-
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Mean loss in nats and accuracy in 0..1, with the loss of each sample [N]."""
+    """Mean loss, and mean score (for classes the accuracy), with the loss of each sample [N]."""
 
     loss: float
     accuracy: float
@@ -31,19 +29,19 @@ class Quality:
 
 
 def evaluate(model: nn.Module, split: Split, meter: CostMeter, key: object) -> Quality:
-    """Loss and accuracy on ``split``, in evaluation mode and without gradients."""
+    """Loss and score on ``split``, in evaluation mode and without gradients."""
     model.eval()
-    losses, hits = [], 0
+    losses, scores, size = [], [], split.chunk
     with torch.no_grad():
-        for start in range(0, len(split), CHUNK):
-            inputs, targets = split.inputs[start : start + CHUNK], split.targets[start : start + CHUNK]
+        for start in range(0, len(split), size):
+            inputs, targets = split.inputs[start : start + size], split.targets[start : start + size]
             with meter.charge(("evaluate", key), len(targets)):
-                logits = model(inputs)
-            losses.append(F.cross_entropy(logits, targets, reduction="none"))
-            hits += int((logits.argmax(1) == targets).sum())
+                outputs = model(inputs)
+            losses.append(split.objective.losses(outputs, targets))
+            scores.append(split.objective.score(outputs, targets))
     model.train()
     each = torch.cat(losses)
-    return Quality(float(each.mean()), hits / len(split), each)
+    return Quality(float(each.mean()), float(torch.cat(scores).double().mean()), each)
 
 
 def measure_seeds(
@@ -51,8 +49,8 @@ def measure_seeds(
 ) -> tuple[Mapping[int, SeedMeasurement], Credit | None]:
     """For each live seed its counterfactual gain and how far it moves what leaves its slot, and the credit of all.
 
-    The credit is None where no seed is live. Shapley's value needs every combination: it is for `MOST_COMBINED` seeds at
-    most, and of more each is left out by itself.
+    The credit is None where no seed is live. Shapley's value needs every combination: it is for `MOST_COMBINED` seeds
+    at most, and of more each is left out by itself.
     """
     live = garden.live
     if not live:
@@ -90,8 +88,8 @@ def _drift(garden: Garden, seed: Seed, split: Split, meter: CostMeter, structure
     model.eval()
     garden.switch.observer = observe
     try:
-        with torch.no_grad(), meter.charge(("drift", structure, seed.number), len(split.targets[:CHUNK])):
-            model(split.inputs[:CHUNK])
+        with torch.no_grad(), meter.charge(("drift", structure, seed.number), len(split.targets[: split.chunk])):
+            model(split.inputs[: split.chunk])
     finally:
         garden.switch.observer = None
         model.train()
