@@ -40,7 +40,11 @@ class LocalDecider:
         self.tamiyo.open_run(opening)
 
     def reopen(self, opening: RunOpening) -> Immediate[bool]:
-        return Immediate(lambda: self.tamiyo.open_run(opening) is None)
+        def told() -> bool:
+            self.tamiyo.open_run(opening)
+            return True
+
+        return Immediate(told)
 
     def decide(self, run: str, state: Sequence[bytes]) -> Immediate[list[bytes]]:
         return Immediate(lambda: self.tamiyo.decide(run, state))

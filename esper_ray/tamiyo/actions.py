@@ -88,8 +88,9 @@ def blueprints_of(view: RunView) -> tuple[int, ...]:
 def masks(view: RunView, pending: Sequence[Proposal], *, slots: int, blueprints: int) -> Masks:
     """What may be chosen after ``pending`` of this boundary, padded to ``slots`` and ``blueprints``.
 
-    A germination is legal in a dormant slot for a blueprint that keeps the model within its parameter limit; a seed
-    under way may be culled, one on probation fossilised. Nothing may happen to one slot twice at one boundary.
+    A germination is legal in a dormant slot for a blueprint that keeps the model within its parameter limit, but not
+    while the run is conservative after damage; a seed under way may be culled, one on probation fossilised. Nothing may
+    happen to one slot twice at one boundary.
     """
     taken = {proposal.slot for proposal in pending}
     legal_slot = np.zeros((len(OPERATIONS), slots), np.int8)
@@ -97,7 +98,7 @@ def masks(view: RunView, pending: Sequence[Proposal], *, slots: int, blueprints:
     if len(pending) < MAX_COMMANDS_PER_BOUNDARY:
         fits = sizes(view, slots, blueprints) <= room(view, pending)
         for slot in view.dormant_slots():
-            if slot.index not in taken:
+            if slot.index not in taken and not view.conservative:
                 legal_blueprint[slot.index] = fits[slot.index]
         legal_slot[GERMINATE] = legal_blueprint.any(axis=1)
         for seed in view.seeds():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ from esper_ray.tamiyo.commands import command
 from esper_ray.tamiyo.heuristic import CONTROLLERS
 from esper_ray.tamiyo.reports import Observation
 from esper_ray.tamiyo.seat import PolicySeat
-from esper_ray.tamiyo.view import RunView
+from esper_ray.tamiyo.view import RunView, in_history
 
 REPORT_RETENTION_NS = 24 * 3600 * 10**9
 STATISTICS_TYPE = "GraphStatistics"
@@ -87,13 +87,15 @@ class Tamiyo:
         self._views: dict[str, RunView] = {}
         self._observed: dict[str, dict[int, Observation]] = {}
         for entry in self._journal.read("openings"):
-            self._enter(_opening_from(json.loads(entry.payload)), since=entry.seq)
+            self._enter(_opening_from(json.loads(entry.payload)), since=entry.seq, resend=True)
         # Whether the last ones got out before a kill is not known; whoever takes them in takes each event id once.
         for entry in self._journal.read("reports"):
             self._send_report(codec.decode_report(entry.payload), entry.payload)
 
     def open_run(self, opening: RunOpening) -> None:
         """Begin, or begin again from ``opening.epoch``: later states are forgotten, later decisions are not.
+
+        A new branch is a rollback: decisions after that epoch are undone, each with its report, and remembered as such.
 
         Raises:
             EsperError: the run wants a learned policy, and there is none that can decide.
@@ -103,23 +105,51 @@ class Tamiyo:
         key = f"{opening.run}/{opening.branch}/{opening.epoch}/{self._clock.now_ns()}"
         seq = self._journal.append("openings", json.dumps(asdict(opening)).encode(), key=key)
         passing("tamiyo.opened")
-        self._enter(opening, since=seq)
+        self._enter(opening, since=seq, resend=opening.run not in self._views)
 
-    def _enter(self, opening: RunOpening, *, since: int) -> None:
+    def _enter(self, opening: RunOpening, *, since: int, resend: bool) -> None:
         """Build the view: what was decided up to the opening's epoch, and whatever was asked since the opening.
 
-        Its decision records are sent again: whether the last one got out before a kill is not known, and Simic takes
-        each once.
+        Args:
+            resend: send its decision records again: whether the last one got out before a kill is not known, and Simic
+                takes each once.
         """
         view = RunView(opening, TamiyoConfig(**opening.settings))
         self._views[opening.run], self._observed[opening.run] = view, {}
-        for entry in self._journal.read(f"states/{opening.run}"):
-            stored = json.loads(entry.payload)
-            state = codec.decode_state([bytes.fromhex(packet) for packet in stored["packets"]])
-            if state.epoch <= opening.epoch or entry.seq > since:
+        asked = [(entry.seq, json.loads(entry.payload)) for entry in self._journal.read(f"states/{opening.run}")]
+        states = [codec.decode_state([bytes.fromhex(packet) for packet in stored["packets"]]) for _, stored in asked]
+        turns = self._turns(opening, states)
+        for (seq, stored), state in zip(asked, states, strict=True):
+            commands = [codec.decode_command(bytes.fromhex(data)) for data in stored["commands"]]
+            if not in_history(state, opening.branch, turns):
+                self._undo(view, state, commands, opening)
+            elif state.epoch <= opening.epoch or seq > since:
                 self._take_in(view, state, _statistics(bytes.fromhex(stored.get("statistics", ""))))
-                self._follow(view, [codec.decode_command(bytes.fromhex(data)) for data in stored["commands"]])
-                self._send_records(bytes.fromhex(data) for data in stored.get("records", ()))
+                self._follow(view, commands)
+                if resend:
+                    self._send_records(bytes.fromhex(data) for data in stored.get("records", ()))
+
+    def _turns(self, opening: RunOpening, states: Sequence[SystemState]) -> dict[int, int]:
+        """By branch the epoch after which it was opened: the least of its openings, or what its first state says."""
+        found: dict[int, int] = {}
+        known = [json.loads(entry.payload) for entry in self._journal.read("openings")]
+        places = [(int(each["branch"]), int(each["epoch"])) for each in known if each["run"] == opening.run]
+        for branch, epoch in [*places, *((state.branch, state.epoch - 1) for state in states)]:
+            if branch:
+                found[branch] = min(found.get(branch, epoch), epoch)
+        return found
+
+    def _undo(
+        self, view: RunView, state: SystemState, commands: Sequence[AdaptationCommand], opening: RunOpening
+    ) -> None:
+        """Remember what a rollback took back, and report on it."""
+        for each in commands:
+            directive = each.seed_directive
+            if directive is None or directive.operation is not SeedOperation.GERMINATE:
+                continue
+            view.undone.add((each.slot, directive.blueprint))
+            observation = Observation(each.command_id, each.slot, directive.blueprint, state.epoch, each.issued_by)
+            self._report(opening.run, observation, *observation.undo())
 
     def decide(self, run: str, envelopes: Sequence[bytes]) -> list[bytes]:
         """Signed commands for the boundary that the signed packets describe.
@@ -135,6 +165,10 @@ class Tamiyo:
         packets = [each.payload for each in opened if each.payload_type != STATISTICS_TYPE]
         statistics = b"".join(each.payload for each in opened if each.payload_type == STATISTICS_TYPE)
         state = codec.decode_state(packets)
+        if state.branch > view.opening.branch:
+            # The run was rolled back while nobody could tell.
+            self.open_run(replace(view.opening, epoch=state.epoch - 1, branch=state.branch))
+            view = self._views[run]
         stored = self._decisions.get(f"states/{run}", f"{state.branch}/{state.epoch}")
         if stored is not None:
             commands = [bytes.fromhex(text) for text in json.loads(stored.payload)["commands"]]

@@ -110,12 +110,16 @@ def _underfitting(view: RunView, config: TamiyoConfig) -> str:
 
 
 def _germinate(view: RunView, config: TamiyoConfig, why: str, slots: Sequence[object]) -> list[Proposal]:
+    if view.conservative:
+        return []
     room = view.opening.max_parameters - int(view.now.metrics.get("pc", view.opening.host_parameters))
     proposals = []
     for slot in view.dormant_slots():
         if slot not in slots:
             continue
-        choice = strongest(view.candidates(slot.index), min(config.parameter_budget, room))
+        # What a rollback took back is not tried there again.
+        fresh = [each for each in view.candidates(slot.index) if (slot.index, each.blueprint) not in view.undone]
+        choice = strongest(fresh, min(config.parameter_budget, room))
         if choice is not None:
             room -= choice.parameters
             proposals.append(Proposal(SeedOperation.GERMINATE, slot.index, why, blueprint=choice.blueprint))
@@ -140,7 +144,7 @@ def at_random(view: RunView, config: TamiyoConfig) -> list[Proposal]:
     proposals = _tend(view, config)
     draw = random.Random(derive_seed(view.opening.seed, "random control", view.now.branch, view.now.epoch))
     slots = view.dormant_slots()
-    if not slots or _too_late(view, config) or draw.random() >= config.probability:
+    if not slots or view.conservative or _too_late(view, config) or draw.random() >= config.probability:
         return proposals
     slot = draw.choice(slots)
     fitting = [each for each in view.candidates(slot.index) if each.parameters <= config.parameter_budget]

@@ -51,6 +51,10 @@ class Observation:
         """The run is over."""
         return self._outcome("the run ended")
 
+    def undo(self) -> tuple[Outcome, str]:
+        """A rollback took the decision back."""
+        return Outcome.ABORTED, "undone by a rollback"
+
     def _outcome(self, notes: str) -> tuple[Outcome, str]:
         if not self.gains:
             return Outcome.ABORTED, notes

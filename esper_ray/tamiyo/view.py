@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esper_ray.config import TamiyoConfig
-from esper_ray.contracts.enums import BlendMode, SeedOperation
+from esper_ray.contracts.enums import BlendMode, EmergencyLevel, SeedOperation
 from esper_ray.contracts.messages import SeedState, SystemState
 from esper_ray.contracts.ports import Candidate, RunOpening, SlotInfo
 
@@ -22,6 +22,7 @@ class RunView:
     Attributes:
         statistics: float32 [layers, LAYER_STATISTICS] of the newest state, None where the run sends none.
         memo: what can be derived from the opening alone, derived once.
+        undone: (slot, blueprint) of the germinations that a rollback took back.
     """
 
     opening: RunOpening
@@ -29,6 +30,7 @@ class RunView:
     states: list[SystemState] = field(default_factory=list)
     statistics: npt.NDArray[np.float32] | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
+    undone: set[tuple[int, int]] = field(default_factory=set)
 
     @property
     def now(self) -> SystemState:
@@ -37,6 +39,11 @@ class RunView:
     def seeds(self) -> Iterable[SeedState]:
         """The slots that are not dormant."""
         return self.now.seeds
+
+    @property
+    def conservative(self) -> bool:
+        """Whether the run wants nothing to grow, after damage."""
+        return self.now.metrics.get("em", 0.0) >= EmergencyLevel.CONSERVATIVE
 
     def dormant_slots(self) -> list[SlotInfo]:
         taken = {seed.slot for seed in self.now.seeds}
@@ -53,6 +60,12 @@ class RunView:
     def parameters(self) -> int:
         """Parameters of host and seeds now."""
         return int(self.now.metrics.get("pc", self.opening.host_parameters))
+
+
+def in_history(state: SystemState, branch: int, turns: Mapping[int, int]) -> bool:
+    """Whether a state lies on the way to ``branch``; ``turns`` has the epoch after which each branch was opened."""
+    later = (at for opened, at in turns.items() if state.branch < opened <= branch)
+    return state.branch <= branch and all(state.epoch <= at for at in later)
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,8 +199,15 @@ class Recorder:
             self._publisher.publish(
                 BusMessageType.EMERGENCY_SIGNAL, codec.encode_emergency(signal), priority=MessagePriority.CRITICAL
             )
-        row = {"kind": "emergency", "id": f"emergency/{branch}/{step}/{level.name}/{digest(reason.encode())[:8]}"}
-        row |= {"level": level.name, "epoch": epoch, "step": step, "branch": branch, "reason": reason}
+        row = {
+            "kind": "emergency",
+            "id": f"emergency/{branch}/{step}/{level.name}/{digest(reason.encode())[:8]}",
+            "level": level.name,
+            "epoch": epoch,
+            "step": step,
+            "branch": branch,
+            "reason": reason,
+        }
         self.incident(row, [MetricPoint("em", float(level))])
 
     def close(self) -> None:

@@ -167,8 +167,13 @@ def roll_back(trainer: Trainer, undo: Undo) -> tuple[Turn, Times]:
     committed = time.perf_counter()
     _confirm(trainer, state)
     confirmed = time.perf_counter()
-    parts = (prepared - start, committed - prepared, confirmed - committed)
-    return turn, Times(*(part * 1e3 for part in parts), told=told)
+    times = Times(
+        prepare=(prepared - start) * 1e3,
+        commit=(committed - prepared) * 1e3,
+        confirm=(confirmed - committed) * 1e3,
+        told=told,
+    )
+    return turn, times
 
 
 def find_start(trainer: Trainer, told: Callable[[CheckpointError], None]) -> tuple[Checkpoint | None, Turn | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 
 from esper_ray.config import Config
 from esper_ray.contracts.enums import EmergencyLevel
+from esper_ray.contracts.messages import SystemState
 from esper_ray.contracts.ports import Candidate, Decider, KernelSource, Publisher, RunOpening, SlotInfo
 from esper_ray.contracts.signing import KeyRing, Signer, Verifier
 from esper_ray.errors import CheckpointError, StorageFault
@@ -157,6 +158,12 @@ class Trainer(Loop):
         reason = self.watches[which].judge(loss)
         if reason:
             raise Undo(reason, damage=True)
+
+    def state(self, training_loss: float, quality: Quality, timestamp_ns: int) -> SystemState:
+        state = super().state(training_loss, quality, timestamp_ns)
+        if not self.emergency.conservative:
+            return state
+        return replace(state, metrics={**state.metrics, "em": float(self.emergency.level)})
 
     def _tell(self, level: EmergencyLevel, reason: str) -> None:
         self.recorder.emergency(level, reason, branch=self.garden.branch, epoch=self.epoch, step=self.step)
