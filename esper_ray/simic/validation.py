@@ -5,10 +5,9 @@ The last gate plays held-out tasks twice, with the policy and with whoever decid
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,19 @@ from esper_ray.simic import comparison, registry
 from esper_ray.simic.env import LAYOUT
 from esper_ray.tamiyo import graph, policy_store
 from esper_ray.tamiyo.actions import Choice, Masks
-from esper_ray.tamiyo.graph import Observation
+from esper_ray.tamiyo.graph import Layout, Observation
 from esper_ray.tamiyo.policy import GraphPolicy
 from esper_ray.tamiyo.seat import HEURISTIC, promotions
 
-LATENCY_MS = DECIDE_MS.limit - 2.0
-"""Tamiyo's budget less what is set aside for the way there and back."""
+REST_MS = 3.5
+"""What an answer takes besides the network's passes: the line, signatures, the observation, the journal. As
+`benchmarks.decide` has it between its median and its p99."""
+LATENCY_MS = DECIDE_MS.limit - REST_MS
 STEPS = MAX_COMMANDS_PER_BOUNDARY
 """Micro-steps that one boundary may take: the last command ends it."""
+OFFERED = 42
+"""Blueprints that a full catalogue offers."""
+_ANSWERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +132,11 @@ def _gates(
     yield paired_gate(config, policy_id, count, margin, on_episode)
 
 
-def ordinary(seed: int, count: int) -> Iterator[Observation]:
+def ordinary(seed: int, count: int, layout: Layout = LAYOUT) -> Iterator[Observation]:
     """Observations with features of order 1 and random masks, NO_OP always legal."""
     random = np.random.default_rng(seed)
     for _ in range(count):
-        yield _observation(random, lambda shape: random.normal(0.0, 1.0, shape))
+        yield _observation(random, layout, lambda shape: random.normal(0.0, 1.0, shape))
 
 
 def chaos(seed: int, count: int) -> Iterator[Observation]:
@@ -145,18 +149,18 @@ def chaos(seed: int, count: int) -> Iterator[Observation]:
         np.zeros,
     )
     for number in range(count):
-        yield _observation(random, fills[number % len(fills)])
+        yield _observation(random, LAYOUT, fills[number % len(fills)])
 
 
-def _observation(random: np.random.Generator, fill: Callable[[tuple[int, ...]], Any]) -> Observation:
+def _observation(random: np.random.Generator, layout: Layout, fill: Callable[[tuple[int, ...]], Any]) -> Observation:
     found: Observation = {}
-    for name, (shape, kind, least, most) in graph.shapes(LAYOUT).items():
+    for name, (shape, kind, least, most) in graph.shapes(layout).items():
         if kind is np.float32:
             found[name] = np.clip(fill(shape), least, most).astype(np.float32)
         elif kind is np.int64:
             found[name] = random.integers(int(least), min(int(most), 50) + 1, shape)
-    blueprint = random.integers(0, 2, (LAYOUT.slots, LAYOUT.blueprints)).astype(np.int8)
-    slot = random.integers(0, 2, (4, LAYOUT.slots)).astype(np.int8)
+    blueprint = random.integers(0, 2, (layout.slots, layout.blueprints)).astype(np.int8)
+    slot = random.integers(0, 2, (4, layout.slots)).astype(np.int8)
     slot[0], slot[1] = 0, slot[1] & blueprint.any(axis=1)
     operation: npt.NDArray[np.int8] = np.asarray(slot.any(axis=1), np.int8)
     operation[0] = 1
@@ -183,29 +187,29 @@ def legal_gate(name: str, policy: GraphPolicy, seen: Iterator[Observation]) -> G
 
 
 def latency_gate(policy: GraphPolicy, limit: float) -> Gate:
-    """Whether the longest boundary fits into the budget: `STEPS` passes over a graph of the demo's size.
+    """Whether the longest boundary fits into the budget: `STEPS` micro-steps, as Tamiyo makes them, over a graph of the
+    demo's size with all blueprints that a full catalogue offers.
 
-    The p99 of 100 passes, the best of five such rounds, in time on the processor: what else the machine does then is
-    not the policy's fault, and the boundary's own budget is measured in every run.
+    The median of many, in time on the processor: a policy is judged while a training runs beside it, and what
+    others do then is not its fault. So this stops a network that is too large. Whether answers come in time is measured
+    in every run, and by `benchmarks.decide`.
     """
-    observation = next(ordinary(seed=3, count=1))
-    tensors = {key: torch.from_numpy(array).unsqueeze(0) for key, array in observation.items()}
+    observation = next(ordinary(seed=3, count=1, layout=replace(LAYOUT, blueprints=OFFERED)))
     generator, taken = torch.Generator().manual_seed(0), []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.inference_mode():
-            for _ in range(520):
-                start = time.thread_time()
-                policy.act(tensors, generator=generator, greedy=True)
-                taken.append((time.thread_time() - start) * 1e3)
+        for _ in range(_ANSWERS):
+            start = time.thread_time()
+            memo: dict[str, graph.Floats] = {}
+            for _ in range(STEPS):
+                policy.decide(observation, generator=generator, greedy=False, memo=memo)
+            taken.append((time.thread_time() - start) * 1e3)
     finally:
         torch.set_num_threads(threads)
-    rounds = np.asarray(taken[20:]).reshape(5, 100)
-    p99 = STEPS * float(np.percentile(rounds, 99, axis=1).min())
-    busy = f"the load is {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors: try again when it is low"
-    reason = "" if p99 <= limit else f"{p99:.1f} ms for {STEPS} passes are more than {limit:g} ({busy})"
-    return Gate("latency", p99 <= limit, {"latency_p99_ms": p99}, reason)
+    median = float(np.median(taken))
+    reason = "" if median <= limit else f"{median:.1f} ms for {STEPS} micro-steps are more than {limit:g}"
+    return Gate("latency", median <= limit, {"latency_ms": median}, reason)
 
 
 def paired_gate(

@@ -144,21 +144,22 @@ class LearnedBrain:
     def steps(self, view: RunView) -> list[Step]:
         taken: list[Proposal] = []
         steps: list[Step] = []
+        memo: dict[str, graph.Floats] = {}
         while len(taken) < MAX_COMMANDS_PER_BOUNDARY:
-            step = self._step(view, taken)
+            step = self._step(view, taken, memo)
             steps.append(step)
             if step.proposal is None:
                 break
             taken.append(step.proposal)
         return steps
 
-    def _step(self, view: RunView, taken: Sequence[Proposal]) -> Step:
+    def _step(self, view: RunView, taken: Sequence[Proposal], memo: dict[str, graph.Floats]) -> Step:
         import torch
 
         observation = graph.observe(view, taken)
         generator = torch.Generator().manual_seed(_seed(view, "policy", len(taken)))
         greedy = view.config.greedy
-        decided = self._policy.decide(observation, generator=generator, greedy=greedy)
+        decided = self._policy.decide(observation, generator=generator, greedy=greedy, memo=memo)
         choice, legal = Choice(*decided.actions), _masks_of(observation)
         log_probs = tuple(decided.log_probs[: _APPLYING[choice.operation]])
         risk = RiskLevel(1 + int(decided.risk.argmax())).name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -30,6 +30,8 @@ class Reading:
 class GraphEncoder(nn.Module):
     """Four layers over the typed graph: GraphSAGE, GraphSAGE, GAT, GAT, each with a residual and a layer norm.
 
+    What the boundary decided already is added behind them, so that the graph is read once for a boundary's micro-steps.
+
     Args:
         width: D.
         heads: of the attention; divides ``width``.
@@ -48,6 +50,9 @@ class GraphEncoder(nn.Module):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in self.graph_layers)
         self.norm = nn.LayerNorm(width)
+        self.pending = nn.ModuleDict(
+            {name: nn.Linear(len(columns), width, bias=False) for name, columns in graph.PENDING.items()}
+        )
 
     def stack(self) -> list[tuple[SageLayer | GatLayer, nn.LayerNorm]]:
         """The layers, each with its norm."""
@@ -58,25 +63,35 @@ class GraphEncoder(nn.Module):
         """A batch of N observations of one layout, as `tamiyo.graph.shapes` has them."""
         edges = structure_of(observations)
         kind = self.run.weight.dtype
+        tables = {name: observations[name].to(kind) for name in ("layers", "slots", "blueprints", "global")}
+        pending = {name: tables[name][..., list(columns)] for name, columns in graph.PENDING.items()}
+        before = {name: _without(tables[name], columns) for name, columns in graph.PENDING.items()}
         nodes = torch.cat(
             [
-                self.layers(observations["layers"].flatten(0, 1).to(kind)),
-                self.slots(observations["slots"].flatten(0, 1).to(kind)),
-                self.blueprints(observations["blueprints"].flatten(0, 1).to(kind))
+                self.layers(tables["layers"].flatten(0, 1)),
+                self.slots(before["slots"].flatten(0, 1)),
+                self.blueprints(before["blueprints"].flatten(0, 1))
                 + self.identities(observations["blueprint_ids"].flatten().long() % IDENTITIES),
-                self.run(observations["global"].to(kind)),
+                self.run(before["global"]),
             ]
         )
         nodes = self.norm(nodes)
         for layer, norm in self.stack():
             nodes = norm(nodes + functional.relu(layer(nodes, edges)))
         _, slots, blueprints, run = nodes.split(edges.counts)
-        slots = slots.view(len(run), -1, slots.shape[1])
-        there = (observations["slots"][..., :1] > 0).to(kind)
+        slots = slots.view(len(run), -1, slots.shape[1]) + self.pending["slots"](pending["slots"])
+        blueprints = blueprints.view(len(run), -1, slots.shape[2]) + self.pending["blueprints"](pending["blueprints"])
+        run = run + self.pending["global"](pending["global"])
+        there = (tables["slots"][..., :1] > 0).to(kind)
         # Of what is no slot nothing is heard: 0 changes neither the mean's sum nor the largest of what is positive.
         mean = (slots * there).sum(1) / there.sum(1).clamp_min(1.0)
         most = (slots.relu() * there).amax(1)
-        return Reading(slots, blueprints.view(len(run), -1, slots.shape[2]), torch.cat([run, mean, most], dim=1))
+        return Reading(slots, blueprints, torch.cat([run, mean, most], dim=1))
+
+
+def _without(table: Tensor, columns: Sequence[int]) -> Tensor:
+    """The table with 0 in these columns."""
+    return table.index_fill(-1, torch.tensor(columns, device=table.device), 0.0)
 
 
 def structure_of(observations: Tensors) -> Structure:

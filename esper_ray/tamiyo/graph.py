@@ -55,8 +55,15 @@ GLOBAL_FEATURES = (
     *("host_parameters", "parameter_ratio", "compute_ratio", "room", "seeds_under_way", "fossils", "pending"),
 )
 
+PENDING: Mapping[str, tuple[int, ...]] = {
+    "slots": (SLOT_FEATURES.index("pending_germination"), SLOT_FEATURES.index("pending_other")),
+    "blueprints": (BLUEPRINT_FEATURES.index("pending"),),
+    "global": (GLOBAL_FEATURES.index("pending"),),
+}
+"""Columns that tell what this boundary decided already: beside the masks and "fits" all that its micro-steps change."""
+
 FEATURES_DIGEST = digest(
-    repr((1, LAYER_FEATURES, SLOT_FEATURES, BLUEPRINT_FEATURES, CANDIDATE_FEATURES, GLOBAL_FEATURES)).encode()
+    repr((2, LAYER_FEATURES, SLOT_FEATURES, BLUEPRINT_FEATURES, CANDIDATE_FEATURES, GLOBAL_FEATURES)).encode()
 )[:16]
 """A policy learned on other features than these is foreign."""
 

@@ -119,18 +119,30 @@ class GraphPolicy(nn.Module):
             single = self.in_numpy()
             if single is not None:
                 seen = {name: array[0].numpy() for name, array in obs.items()}
-                return _of_one(single.decide(seen, None if noise is None else noise.numpy()[0]))
+                return _of_one(single.decide(seen, None if noise is None else noise.numpy()[0], {}))
         return self._act(obs, None if noise is None else torch.split(noise, list(sizes), dim=1))
 
-    def decide(self, seen: Mapping[str, npt.NDArray[Any]], *, generator: torch.Generator, greedy: bool) -> Decided:
-        """`act` for one observation as `graph.observe` gives it, with the same draws and without tensors."""
+    def decide(
+        self,
+        seen: Mapping[str, npt.NDArray[Any]],
+        *,
+        generator: torch.Generator,
+        greedy: bool,
+        memo: dict[str, npt.NDArray[np.float32]] | None = None,
+    ) -> Decided:
+        """`act` for one observation as `graph.observe` gives it, with the same draws and without tensors.
+
+        Args:
+            memo: one empty dictionary for all micro-steps of one boundary, whose graph is then read once.
+        """
         single = self.in_numpy()
         if single is None or not fits(len(seen["layers"]), len(seen["slots"]), len(seen["blueprints"])):
             with torch.inference_mode():
                 tensors = {name: torch.from_numpy(array).unsqueeze(0) for name, array in seen.items()}
                 return _one_of(self.act(tensors, generator=generator, greedy=greedy))
         size = len(OPERATIONS) + len(seen["slots"]) + len(seen["blueprints"]) + len(SCHEDULES)
-        return single.decide(seen, None if greedy else _gumbel((1, size), generator).numpy()[0])
+        noise = None if greedy else _gumbel((1, size), generator).numpy()[0]
+        return single.decide(seen, noise, {} if memo is None else memo)
 
     def _act(self, obs: Tensors, noise: Sequence[Tensor] | None) -> Acted:
         def pick(place: int, log_probs: Tensor) -> Tensor:

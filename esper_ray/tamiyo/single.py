@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from esper_ray.tamiyo.actions import GERMINATE, NO_OP, SCHEDULES
 from esper_ray.tamiyo.encoder import IDENTITIES, structure_of
+from esper_ray.tamiyo.graph import PENDING
 from esper_ray.tamiyo.layers import LEAK, PORT_COUNTS, GatLayer, Structure
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class Single:
             for layer, norm in encoder.stack()
         ]
         self._heads = {name: _affine(each) for name, each in policy.named_children() if isinstance(each, nn.Linear)}
+        self._pending = {name: _array(encoder.get_parameter(f"pending.{name}.weight")).T for name in PENDING}
         self._slot_operation = _array(policy.slot_operation.weight)
         self._wirings: dict[tuple[bytes, ...], Wiring] = {}
 
@@ -125,17 +127,19 @@ class Single:
             found = self._wirings[key] = wiring(structure_of(batch))
         return found
 
-    def decide(self, seen: Arrays, noise: Floats | None) -> Decided:
+    def decide(self, seen: Arrays, noise: Floats | None, memo: dict[str, Floats]) -> Decided:
         """Choose for one observation.
 
         Args:
             seen: its arrays, as `graph.observe` gives them.
             noise: Gumbel noise for all choices of the four heads, one after the other; None is greedy.
+            memo: empty for a boundary's first micro-step; the same again for its others, which then take a tenth.
         """
-        edges = self._wiring(seen)
         # What is not finite is the caller's to judge, and shows in what is returned.
         with np.errstate(all="ignore"):
-            slots, blueprints, whole = self._read(seen, edges)
+            if not memo:
+                memo["nodes"] = self._read(seen)
+            slots, blueprints, whole = self._add_pending(seen, memo["nodes"])
             trunk = np.maximum(self._linear("trunk", whole), 0.0)
             half = len(trunk) // 2
             deciding, judging = trunk[:half], trunk[half:]
@@ -143,22 +147,37 @@ class Single:
             actions, log_probs = self._choose(seen, slots, blueprints, deciding, noise)
         return Decided(actions, log_probs, float(outlook[0]), outlook[1:])
 
-    def _read(self, seen: Arrays, edges: Wiring) -> tuple[Floats, Floats, Floats]:
-        """The vectors of the slots [S, D], of the blueprints [B, D], and of the whole run [3 D]."""
+    def _read(self, seen: Arrays) -> Floats:
+        """The vectors of all nodes [M, D], without what is pending."""
+        edges = self._wiring(seen)
         width = self._identities.shape[1]
         nodes = np.empty((sum(edges.counts), width), np.float32)
         ends = np.cumsum(edges.counts)
         for name, affine, end, count in zip(
             ("layers", "slots", "blueprints", "global"), self._inputs, ends, edges.counts, strict=True
         ):
-            nodes[end - count : end] = _product(_float32(seen[name]), affine)
+            table = seen[name].astype(np.float32)
+            table[..., PENDING.get(name, ())] = 0.0
+            nodes[end - count : end] = _product(table, affine)
         nodes[ends[1] : ends[2]] += self._identities[seen["blueprint_ids"] % IDENTITIES]
         nodes = self._norm(nodes)
         for heads, weights, norm in self._graph_layers:
             rows = _rows(nodes, weights, edges.counts)
             heard = _attend(rows, edges, heads, width) if heads else edges.mean @ rows
             nodes = norm(nodes + np.maximum(heard, 0.0))
-        slots, blueprints, run = nodes[ends[0] : ends[1]], nodes[ends[1] : ends[2]], nodes[-1]
+        return nodes
+
+    def _add_pending(self, seen: Arrays, nodes: Floats) -> tuple[Floats, Floats, Floats]:
+        """The vectors of the slots [S, D], of the blueprints [B, D], and of the whole run [3 D]."""
+        layers, count = len(seen["layers"]), len(seen["slots"])
+        slots, blueprints, run = (
+            part + _float32(seen[name])[..., PENDING[name]] @ self._pending[name]
+            for name, part in (
+                ("slots", nodes[layers : layers + count]),
+                ("blueprints", nodes[layers + count : -1]),
+                ("global", nodes[-1]),
+            )
+        )
         there = (seen["slots"][:, :1] > 0).astype(np.float32)
         mean = (slots * there).sum(0) / max(1.0, float(there.sum()))
         return slots, blueprints, np.concatenate([run, mean, (np.maximum(slots, 0.0) * there).max(0)])

@@ -60,7 +60,7 @@ def test_decisions_become_a_policy_and_the_policy_decides_once_it_is_promoted(sy
     assert learned.explored == 1
     with pytest.raises(PolicyRefused, match="not validated"):
         registry.promote(config.home, learned.policy_id, None)
-    verdict = validation.validate(config, learned.policy_id, count=5, margin=1.0, latency_ms=1000.0)
+    verdict = validation.validate(config, learned.policy_id, count=5, margin=1.0)
     assert verdict.passed, verdict.gates
     assert [gate.name for gate in verdict.gates] == ["loads", "masks", "chaos", "latency", "paired"]
 

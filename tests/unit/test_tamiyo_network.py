@@ -420,3 +420,18 @@ def test_the_network_is_small():
 def test_a_width_that_its_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="heads"):
         GraphPolicyConfig(width=10, heads=4)
+
+
+def test_a_boundarys_micro_steps_read_the_graph_once_and_decide_as_if_they_had_not():
+    made = policy(scale=1.5)
+    first, memo = observation(3), {}
+    later = {name: array.copy() for name, array in first.items()}
+    for name, columns in graph.PENDING.items():
+        later[name][..., list(columns)] = 1.0
+    before = made.decide(first, generator=drawn(0), greedy=True, memo=memo)
+    for seen in (first, later):
+        known = made.decide(seen, generator=drawn(1), greedy=False, memo=memo)
+        anew = made.decide(seen, generator=drawn(1), greedy=False)
+        assert known.actions == anew.actions
+        assert known.value == anew.value
+    assert known.value != before.value
