@@ -80,11 +80,14 @@ class Loop:
         pass
 
 
+MADE = inprocess.LocalKernels()
+
+
 class Source:
     """Kernels that come, fail, or are still on their way, as the test says."""
 
     def __init__(self) -> None:
-        self.state, self.made = "coming", inprocess.LocalKernels()
+        self.state = "coming"
 
     def fetch(self, spec):
         self.spec = spec
@@ -93,7 +96,7 @@ class Source:
     def wait(self, timeout):
         if self.state == "failed":
             raise KernelError("The forge could not build it.")
-        return self.made.fetch(self.spec).wait(None) if self.state == "there" else None
+        return MADE.fetch(self.spec).wait(None) if self.state == "there" else None
 
 
 CONFIG = SeedConfig(
