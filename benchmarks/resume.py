@@ -1,7 +1,7 @@
 """Runs that are killed and resumed: do they end as if nothing had happened, bit for bit?
 
-A small run in one process, in lockstep, dies by SIGKILL at named points and, in the long form, at random moments; then it
-is resumed and compared with an undisturbed one: weights, moments, generators, rows, events, decisions, and the reports
+A small run in one process, in lockstep, dies by SIGKILL at named points and, in the long form, at random moments; then
+it is resumed and compared with an undisturbed one: weights, moments, generators, rows, events, decisions, and reports
 sent. See `benchmarks.kills`. The short form has 10 points, the long one all of them and 100 random moments.
 """
 

@@ -107,8 +107,8 @@ def combine(
 ) -> Tensor:
     """One gradient of several for the same parameter: their sum, where no two of them point apart.
 
-    Gradient surgery (PCGrad): Yu et al. 2020, "Gradient surgery for multi-task learning", algorithm 1. Each gradient loses
-    its component against every other one that it conflicts with, in random order.
+    Gradient surgery (PCGrad): Yu et al. 2020, "Gradient surgery for multi-task learning", algorithm 1. Each gradient
+    loses its component against every other one that it conflicts with, in random order.
 
     Args:
         gradients: of equal shape, at least one.
