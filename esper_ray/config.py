@@ -71,9 +71,14 @@ class RunConfig(Section):
         return task
 
     @property
+    def is_own_task(self) -> bool:
+        """Whether the task is a function of the user's."""
+        return ":" in self.task
+
+    @property
     def label(self) -> str:
         """A word for the run's name: the data set, or the last part of an own task's module."""
-        return self.task.partition(":")[0].rpartition(".")[2] if ":" in self.task else self.dataset
+        return self.task.partition(":")[0].rpartition(".")[2] if self.is_own_task else self.dataset
 
 
 class OptimizerConfig(Section):

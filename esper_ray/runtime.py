@@ -103,6 +103,10 @@ def actor_tree(config: Config) -> dict[str, Any]:
     """The configuration as the actors get it: with what this process's environment says, for they have another one."""
     tree = config.model_dump(mode="json")
     tree["home"] = str(config.home.resolve())
+    if config.run.is_own_task:
+        tree["run"]["code_folder"] = str(Path(config.run.code_folder or ".").resolve())
+    if config.run.data_folder:
+        tree["run"]["data_folder"] = str(Path(config.run.data_folder).expanduser().resolve())
     bus, nissa = tree["bus"], tree["nissa"]
     bus["redis_url"] = bus["redis_url"] or os.environ.get(ENVIRONMENT_URL, "")
     nissa["elasticsearch_url"] = nissa["elasticsearch_url"] or os.environ.get("ESPER_ELASTICSEARCH_URL", "")

@@ -95,7 +95,7 @@ class SupervisorActor:
             run_id = self._queue.adopt(request, resume, spec["config"], arm=spec.get("arm") or "grown")
         else:
             arms = ("grown", "host", "final") if spec.get("compare") else (spec.get("arm") or "grown",)
-            run_id = new_run_id(build(spec["config"]).run.dataset)
+            run_id = new_run_id(build(spec["config"]).run.label)
             run_id = self._queue.submit(request, run_id, spec["config"], arms=arms)
         self._wake.set()
         return run_id

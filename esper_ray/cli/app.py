@@ -110,6 +110,10 @@ def status(
 def run(
     config: File = None,
     settings: Settings = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="What to train: a task, or your own function as package.module:function.", metavar="TASK"),
+    ] = None,
     resume: Annotated[str | None, typer.Option(help="Continue this run where it ended.", metavar="RUN")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Train the controls too: the host alone, and the final size from scratch.")
@@ -132,11 +136,15 @@ def run(
 
     `esper run --set run.dataset=digits --set run.epochs=40`
 
+    `esper run --task examples.own_model:build`
+
     `esper run --resume glyphs-3fa9c2`
     """
     from esper_ray.cli.running import run_to_end
     from esper_ray.runtime import connect
 
+    if task is not None:
+        settings = [*(settings or []), f"run.task={task}"]
     loaded = with_flags(config, settings, fast=fast, live=live)
     if resume is not None:
         may_resume(loaded, resume, settings or [], flags=fast or compare or live is not None)

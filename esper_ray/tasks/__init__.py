@@ -46,7 +46,7 @@ def build_task(config: RunConfig, folder: Path, device: torch.device) -> Task:
     Raises:
         EsperError: the task's function, its data, its model or its slots are not what they have to be.
     """
-    if ":" not in config.task:
+    if not config.is_own_task:
         _check_pair(config)
         return assemble(config, data.load(config, folder), device)
     made = own.make(config)
