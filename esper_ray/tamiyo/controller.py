@@ -86,7 +86,8 @@ class Tamiyo:
         self._decisions = Journal(journal, clock=clock, sync=False)
         self._views: dict[str, RunView] = {}
         self._observed: dict[str, dict[int, Observation]] = {}
-        for entry in self._journal.read("openings"):
+        last = {str(json.loads(entry.payload)["run"]): entry for entry in self._journal.read("openings")}
+        for entry in last.values():
             self._enter(_opening_from(json.loads(entry.payload)), since=entry.seq, resend=True)
         # Whether the last ones got out before a kill is not known; whoever takes them in takes each event id once.
         for entry in self._journal.read("reports"):

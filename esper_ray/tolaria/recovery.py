@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from esper_ray.contracts.enums import EmergencyLevel as Level
@@ -52,13 +53,16 @@ def _finish_turn(trainer: Trainer, turn: Turn, times: Times) -> None:
     trainer.memory.forget_after(turn.to_epoch - 1)
     trainer.writer.forget_after(turn.to_epoch)
     _keep(trainer)
-    row = as_event(turn, times)
-    points = [MetricPoint("ro", 1.0, {"how": row["how"]})]
-    points += [MetricPoint("rt", getattr(times, part), {"part": part}) for part in ("prepare", "commit", "confirm")]
-    trainer.recorder.incident(
-        {**row, "id": f"rollback/{turn.branch}", "epoch": turn.to_epoch, "step": trainer.step}, points
-    )
+    points = [MetricPoint("rt", getattr(times, part), {"part": part}) for part in ("prepare", "commit", "confirm")]
+    tell_turn(trainer, as_event(turn, times), points)
     trainer.around.on_progress(rows.progress(trainer))
+
+
+def tell_turn(trainer: Trainer, row: Mapping[str, Any], points: Iterable[MetricPoint] = ()) -> None:
+    """A rollback is done: to the files and to the bus, once."""
+    trainer.recorder.incident(
+        {**row, "step": trainer.step}, [MetricPoint("ro", 1.0, {"how": str(row["how"])}), *points]
+    )
 
 
 def _keep(trainer: Trainer) -> None:

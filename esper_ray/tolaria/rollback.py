@@ -299,10 +299,15 @@ def _same(a: torch.Tensor | None, b: torch.Tensor) -> bool:
     return a is not None and a.shape == b.shape and torch.equal(a.detach().cpu(), b)
 
 
-def as_event(turn: Turn, times: Times) -> dict[str, Any]:
-    """The rollback as the run's files have it; milliseconds."""
+def as_event(turn: Turn, times: Times | None) -> dict[str, Any]:
+    """The rollback as the run's files have it; milliseconds, where it was not finished by a later life of the run."""
+    measured: dict[str, Any] = {}
+    if times is not None:
+        measured = {**{budget.key: getattr(times, budget.key) for budget in ROLLBACK_PARTS}, "told": times.told}
     return {
         "kind": "rollback",
+        "id": f"rollback/{turn.branch}",
+        "epoch": turn.to_epoch,
         "branch": turn.branch,
         "from_epoch": turn.from_epoch,
         "from_step": turn.from_step,
@@ -310,6 +315,5 @@ def as_event(turn: Turn, times: Times) -> dict[str, Any]:
         "how": "full" if turn.full else "fast",
         "origin": turn.origin,
         "reason": turn.reason,
-        **{budget.key: getattr(times, budget.key) for budget in ROLLBACK_PARTS},
-        "told": times.told,
+        **measured,
     }

@@ -34,7 +34,7 @@ from esper_ray.tolaria.loop import Loop
 from esper_ray.tolaria.measure import Quality, evaluate
 from esper_ray.tolaria.orders import Orders
 from esper_ray.tolaria.recorder import Recorder
-from esper_ray.tolaria.rollback import Memory, Undo, find_start, open_branch
+from esper_ray.tolaria.rollback import Memory, Undo, as_event, find_start, open_branch
 
 LOOK_EVERY = 10
 
@@ -213,6 +213,8 @@ class Trainer(Loop):
         self.boundary = self._make_boundary()
         self.recorder.telemetry(self.epoch, [], rows.started(self))
         self.memory.keep(resume.checkpoint(self).copied())
+        if turn is not None:
+            recovery.tell_turn(self, as_event(turn, None))
 
     def close(self) -> None:
         """Write what is on its way to disk, and let go of the files."""
