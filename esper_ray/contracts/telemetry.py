@@ -11,7 +11,7 @@ The kinds of events that Nissa understands, and the attributes each has (all of 
 | ``decision`` | epoch, slot, operation, blueprint, why, controller, missed |
 | ``graft`` | seed, slot, step, ms |
 | ``refusal`` | slot, seed, operation, reason |
-| ``isolation.violation`` | seed, cosine, difference |
+| ``isolation.violation`` | seed, slot, step, diagnosis; where the pass was compared, cosine, difference and ratio |
 | ``rollback`` | branch, from_epoch, from_step, to, how, origin, reason, prepare, commit, confirm, told |
 | ``checkpoint.lost`` | branch, step, reason |
 | ``rate.outside`` | seed, step, found, expected, times |

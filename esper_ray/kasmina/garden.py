@@ -52,6 +52,9 @@ class Trainer(Protocol):
     def foreign_groups(self, seed: Seed) -> list[int]:
         """Numbers of the optimizer groups, other than its own, that hold a parameter of that seed; 0 is the host's."""
 
+    def keep_checkpoint(self) -> int | None:
+        """See to it that the run can go back to before this; returns the epoch that is on disk, or None."""
+
     def planned_graft(self, seed: int) -> int | None:
         """The step at which a resumed run grafted that seed before, or None."""
 
@@ -283,4 +286,5 @@ class Garden:
         self.isolated.finish(step - 1)
         self.epoch, self.last = epoch, EpochEnd(step, steps_per_epoch, loss)
         advance.close_epoch(self, measured)
+        self.isolated.breakers.settle()
         self.epoch = epoch + 1

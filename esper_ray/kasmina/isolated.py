@@ -7,7 +7,9 @@ What is counted here is the garden's, which a checkpoint carries.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,11 +18,12 @@ from torch import Tensor
 from esper_ray.contracts.enums import BlendMode
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.kasmina import isolation
+from esper_ray.kasmina.breakers import Breakers
 from esper_ray.kasmina.isolation import LossFunction
 from esper_ray.kasmina.leaks import Finding
 from esper_ray.kasmina.monitor import Monitor, Probe, Reading, Watch
 from esper_ray.kasmina.slot import Pass, Seed
-from esper_ray.kasmina.witness import Trace, Witness
+from esper_ray.kasmina.witness import Diverged, Seen, Trace, Witness
 from esper_ray.reliability.ids import derive_seed
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ class IsolatedTraining:
         self._garden, self._run_seed = garden, run_seed
         self._witness = Witness(garden.model, garden.switch)
         self._monitor = Monitor(garden, self._witness.randomness)
+        self.breakers = Breakers(garden)
         self._probe: Probe | None = None
         self._probed: list[Seed] = []
 
@@ -96,13 +100,9 @@ class IsolatedTraining:
         watching = Watch(self._monitor, garden, isolated, seen, host_loss, targets, loss_function) if watch else None
         trace = self._trace(isolated)
         with trace.looking() if trace else contextlib.nullcontext():
-            loss = isolation.shadow_loss(
-                garden.model, garden.switch, inputs, targets, loss_function,
-                seed=derive_seed(self._run_seed, "shadow", step), seen=seen, randomness=self._witness.randomness,
-            )  # fmt: skip
-        isolation.give_gradients(loss, isolated, garden.model)
+            loss = self._shadow(step, isolated, inputs, targets, loss_function, seen)
         self._plan(isolated, trace, overwritten)
-        advantage = float(host_loss.detach() - loss.detach())
+        advantage = float(host_loss.detach() - loss)
         for each in isolated:
             assert each.branch is not None
             norms = [p.grad.norm() for p in each.branch.parameters() if p.grad is not None]
@@ -112,6 +112,23 @@ class IsolatedTraining:
             each.evidence["together"] = len(isolated)
         if watching is not None:
             self._judge(*watching.judge(), isolated, step)
+
+    def _shadow(
+        self, step: int, isolated: Sequence[Seed], inputs: Tensor, targets: Tensor, loss_function: LossFunction,
+        seen: Seen | None,
+    ) -> Tensor:  # fmt: skip
+        garden = self._garden
+        run = functools.partial(
+            isolation.shadow_step, garden.model, garden.switch, isolated, inputs, targets, loss_function,
+            seed=derive_seed(self._run_seed, "shadow", step), randomness=self._witness.randomness,
+        )  # fmt: skip
+        try:
+            return run(seen=seen)
+        except Diverged:
+            # This host does not repeat itself: from now on its shadow passes are whole ones.
+            for seed in isolated:
+                seed.evidence["upstream"]["modules"] = {}
+            return run(seen=None if seen is None else replace(seen, kept=None))
 
     def _trace(self, isolated: Sequence[Seed]) -> Trace | None:
         """A seed's first shadow pass is a whole one, and shows what the later ones need not run."""
@@ -148,7 +165,8 @@ class IsolatedTraining:
         if probe is None:
             return
         found = probe.close()
-        seeds = [seed for seed in self._probed if seed.branch is not None]
+        there = self._garden.seeds
+        seeds = [seed for seed in self._probed if any(seed is each for each in there)]
         if probe.looked:
             found += [finding for seed in seeds for finding in self._monitor.standing(seed)]
             self._judge(found, None, seeds, step)
@@ -173,4 +191,7 @@ class IsolatedTraining:
         diagnosis = "; ".join(dict.fromkeys(str(finding) for finding in found))
         garden.note("isolation", seed=seed.number, slot=seed.slot, step=step, diagnosis=diagnosis, **measured)
         if seed.violations >= garden.config.isolation_violations:
-            garden.cull(garden.slots[seed.slot], f"{seed.violations} isolation violations, {diagnosis}")
+            self.breakers.open(seed.spec.blueprint)
+            epoch = garden.trainer.keep_checkpoint()
+            way_back = "" if epoch is None else f"; epoch {epoch} is kept on disk"
+            garden.cull(garden.slots[seed.slot], f"{seed.violations} isolation violations, {diagnosis}{way_back}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,15 @@ from torch.func import functional_call
 
 from esper_ray.kasmina.randomness import Randomness
 from esper_ray.kasmina.slot import Pass, Seed, Switch, constants
-from esper_ray.kasmina.witness import Diverged, Seen, resumed
+from esper_ray.kasmina.witness import Seen, resumed
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
-def shadow_loss(
+def shadow_step(
     model: nn.Module,
     switch: Switch,
+    seeds: Sequence[Seed],
     inputs: Tensor,
     targets: Tensor,
     loss_function: LossFunction,
@@ -32,41 +34,61 @@ def shadow_loss(
     seen: Seen | None = None,
     randomness: Randomness | None = None,
 ) -> Tensor:
-    """The loss of a pass through a constant host with the isolated seeds in the path.
+    """Give ``seeds`` their gradients of a pass through a constant host with the isolated seeds in the path.
 
     With ``seen`` the pass goes on from the first isolated slot, and takes what comes before it from the model's own
-    pass on this batch; where it cannot, and without ``seen``, it is a whole pass. It runs in the precision of the
-    model's own pass.
+    pass on this batch. It runs in the precision of the model's own pass.
+
+    Args:
+        seed: of what is drawn in the pass.
+
+    Returns:
+        The loss, a constant.
+
+    Raises:
+        Diverged: what was seen does not fit this pass, and no gradient was given.
     """
-
-    generators = randomness or Randomness(model)
-
-    def run() -> Tensor:
-        with generators.forked(seed), seen.autocast.again() if seen else contextlib.nullcontext():
-            return loss_function(functional_call(model, constants(model), (inputs,)), targets)
-
+    own = _learning(seeds, model)
+    whole = _Whole(model, loss_function, own, seen)
+    weights = {f"model.{name}": tensor for name, tensor in constants(model).items()}
+    upstream = resumed(seen.kept) if seen is not None and seen.kept else contextlib.nullcontext()
     switch.current = Pass.SHADOW
     try:
-        if seen is not None and seen.kept:
-            with contextlib.suppress(Diverged), resumed(seen.kept):
-                return run()
-        return run()
+        with (randomness or Randomness(model)).forked(seed), upstream:
+            # The backward pass belongs inside: with activation checkpointing it runs parts of the model again.
+            loss, gradients = functional_call(whole, weights, (inputs, targets))
     finally:
         switch.current = Pass.MODEL
+    for parameter, gradient in zip(own, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    return cast(Tensor, loss)
 
 
-def give_gradients(loss: Tensor, seeds: Sequence[Seed], model: nn.Module) -> None:
-    """Add the gradient of ``loss`` to the seeds' parameters; one that is shared with the host gets none."""
+class _Whole(nn.Module):
+    """A pass forward and back as one module, so that all of it runs on the constants that it is called with."""
+
+    def __init__(self, model: nn.Module, loss_function: LossFunction, own: Sequence[Tensor], seen: Seen | None) -> None:
+        super().__init__()
+        self.model = model
+        self._loss_function, self._own, self._seen = loss_function, own, seen
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
+        with self._seen.autocast.again() if self._seen is not None else contextlib.nullcontext():
+            loss = self._loss_function(self.model(inputs), targets)
+        if not self._own or not loss.requires_grad:  # a block without parameters has nothing to learn; G1 sees that
+            return loss.detach(), [None] * len(self._own)
+        return loss.detach(), torch.autograd.grad(loss, list(self._own), allow_unused=True)
+
+
+def _learning(seeds: Sequence[Seed], model: nn.Module) -> list[Tensor]:
+    """The parameters of ``seeds`` that learn in isolation; one that is the host's as well does not."""
     hosts = set(model.parameters())
-    own = {
+    found = {
         parameter: None
         for seed in seeds
         if seed.branch is not None
         for parameter in seed.branch.parameters()
         if parameter.requires_grad and parameter not in hosts
     }
-    if not own or not loss.requires_grad:  # a block without parameters has nothing to learn; G1 will see that
-        return
-    for parameter, gradient in zip(own, torch.autograd.grad(loss, list(own), allow_unused=True), strict=True):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    return list(found)

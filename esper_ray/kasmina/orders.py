@@ -111,6 +111,8 @@ def _sanity(garden: Garden, slot: Slot, directive: SeedDirective) -> tuple[Kerne
         reason = f"the model would have {total} parameters, more than the limit of {garden.max_parameters}"
     elif need > (free := _free_bytes(slot.info.signature.device)):
         reason = f"it needs {need / 2**20:.0f} MiB to train, and {free / 2**20:.0f} MiB are free"
+    else:
+        reason = garden.isolated.breakers.refusal(spec.blueprint)
     figures = {"parameters": size, "parameters_in_all": total, "needs_mb": need / 2**20}
     verdict = Verdict(not reason, reason or "blueprint exists, is approved and fits", figures)
     return None if reason else spec, verdict

@@ -49,7 +49,8 @@ def save(garden: Garden) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if seed.branch is not None and seed.stage not in SETTLED:
                 tensors.update((f"{seed.number}.{name}", value) for name, value in seed.branch.state_dict().items())
         rows.append(row)
-    return {"slots": rows, **{name: getattr(garden, name) for name in _COUNTERS}}, tensors
+    counters = {name: getattr(garden, name) for name in _COUNTERS}
+    return {"slots": rows, "breakers": garden.isolated.breakers.save(), **counters}, tensors
 
 
 def clear(garden: Garden) -> None:
@@ -66,6 +67,7 @@ def restore(garden: Garden, data: Mapping[str, Any], tensors: Mapping[str, Tenso
     """Bring a fresh garden into the saved state; kernels that were on their way are asked for again."""
     for name in _COUNTERS:
         setattr(garden, name, data[name])
+    garden.isolated.breakers.load(data.get("breakers", {}))
     for slot, row in zip(garden.slots, data["slots"], strict=True):
         slot.stage = Stage(row["stage"])
         for name in _SLOT_FIELDS:

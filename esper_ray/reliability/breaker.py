@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from esper_ray.contracts.enums import CircuitBreakerState
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
@@ -73,6 +73,15 @@ class Breaker:
                 self._opened_at = self._clock.monotonic()
                 changed = self._move(CircuitBreakerState.OPEN)
         self._tell(changed)
+
+    def save(self) -> dict[str, float]:
+        """State, failures and the time of opening, for a breaker that is to outlive its process."""
+        return {"state": int(self._state), "failures": self._failures, "opened_at": self._opened_at}
+
+    def load(self, data: Mapping[str, float]) -> None:
+        """Go on from what `save` gave; its clock must be one that goes on as well. Nobody is told."""
+        self._state = CircuitBreakerState(int(data["state"]))
+        self._failures, self._opened_at = int(data["failures"]), float(data["opened_at"])
 
     def _move(self, state: CircuitBreakerState) -> bool:
         changed, self._state = self._state is not state, state

@@ -182,6 +182,8 @@ def points(row: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Itera
     together = row["credit"] or {}
     measured = {"jg": together.get("joint"), "ix": together.get("interaction"), "cf": row["conflict_ratio"]}
     yield from (MetricPoint(key, float(value)) for key, value in measured.items() if value is not None)
+    breakers = (item for item in events if item["kind"] == "breaker")
+    yield from (MetricPoint("ob", float(item["value"]), {"breaker": item["breaker"]}) for item in breakers)
     yield from (MetricPoint("gr", item["ms"]) for item in events if item["kind"] == "graft")
     verdicts = Counter((item["passed"], item["gate"]) for item in events if item["kind"] == "gate")
     for (passed, gate), count in verdicts.items():
