@@ -24,6 +24,7 @@ from esper_ray.errors import CheckpointError, EnvironmentFault, EsperError, RunE
 from esper_ray.tolaria import boundary, checkpoint
 from esper_ray.tolaria.learning_rate import LearningRates
 from esper_ray.tolaria.trainer import Block, RunRequest, Stopped, Trainer
+from tests.tied_seeds import equal_slots, tie_births
 
 SMALL = (
     "run.dataset=digits",
@@ -199,11 +200,16 @@ class Collector:
             self.keys |= {point.key for point in codec.decode_telemetry(payload).metrics}
 
 
-def test_every_metric_of_the_loop_and_of_the_seeds_is_really_sent(tmp_path):
+def test_every_metric_of_the_loop_and_of_the_seeds_is_really_sent(tmp_path, monkeypatch):
     collector = Collector()
     for home, settings in (("a", ()), ("b", ("seeds.gain_errors=1000",))):
         config = config_at(tmp_path / home, *settings)
         Trainer(RunRequest("r", config), inprocess.surroundings(config, publisher=collector)).run()
+    # Conflicts of gradients are there to be told of where seeds share parameters.
+    equal_slots(monkeypatch)
+    tie_births(monkeypatch)
+    config = config_at(tmp_path / "tied")
+    Trainer(RunRequest("r", config), inprocess.surroundings(config, publisher=collector)).run()
     promised = {metric.key for metric in METRICS if metric.emitter in ("tolaria", "kasmina")}
     assert promised - collector.keys == set()
 
