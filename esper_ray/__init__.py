@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from esper_ray.attaching import attach
     from esper_ray.config import Config, load
     from esper_ray.errors import EsperError
     from esper_ray.runtime import Session, connect
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOME_OF = {
+    "attach": "esper_ray.attaching",
     "Config": "esper_ray.config",
     "load": "esper_ray.config",
     "EsperError": "esper_ray.errors",
     "Session": "esper_ray.runtime",
     "connect": "esper_ray.runtime",
 }
-__all__ = ["Config", "EsperError", "Session", "__version__", "build", "connect", "load"]
+__all__ = ["Config", "EsperError", "Session", "__version__", "attach", "build", "connect", "load"]
 
 
 def build() -> str:

@@ -14,19 +14,17 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 import esper_ray
-from esper_ray.actors.clients import ByName, RayAnswer, RemoteDecider, RemoteKernels, until_done
+from esper_ray.actors.clients import ByName, RemoteDecider, RemoteKernels, until_done
 from esper_ray.actors.resources import training_threads
+from esper_ray.actors.surroundings import offered
 from esper_ray.config import Config, build
-from esper_ray.contracts.ports import Candidate, SlotInfo
 from esper_ray.contracts.signing import load_keys
 from esper_ray.errors import RunError
-from esper_ray.karn.catalog import QueryAnswer, candidates
 from esper_ray.oona.bus import connect_publisher
 
 if TYPE_CHECKING:
     from esper_ray.tolaria.trainer import RunRequest, Surroundings
 
-_KARN_SECONDS = 30.0
 _IDLE: dict[str, Any] = {"run_id": "", "arm": "", "state": "idle", "epoch": 0, "epochs": 0, "seeds": []}
 
 
@@ -98,7 +96,7 @@ class TolariaActor:
         return Surroundings(
             decider=RemoteDecider(namespace),
             kernels=RemoteKernels(namespace),
-            candidates=lambda slot: _candidates(namespace, slot),
+            candidates=lambda slot: offered(namespace, slot),
             keys=load_keys(config.home / "keys" / "signing"),
             publisher=self._publisher,
             backends=_backends(config),
@@ -123,13 +121,6 @@ def _plan(request: dict[str, Any], config: Config) -> RunRequest:
     grown = json.loads(file.read_text())
     blocks = tuple(map(Block.of, grown["blocks"]))
     return RunRequest(**common, blocks=blocks, flops=grown["flops"])
-
-
-def _candidates(namespace: str, slot: SlotInfo) -> list[Candidate]:
-    """What Karn offers for a slot."""
-    karn = ByName("karn", namespace)
-    answer = until_done(lambda: RayAnswer[QueryAnswer](karn, "query", str(slot.signature)).wait(_KARN_SECONDS))
-    return candidates(slot, answer.candidates)
 
 
 def _backends(config: Config) -> dict[str, str]:

@@ -30,6 +30,8 @@ from esper_ray.kasmina.blending import blend
 from esper_ray.kasmina.confidence import Gauge
 from esper_ray.kasmina.lifecycle import LIVE, SETTLED
 
+Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]
+
 
 class Pass(Enum):
     """Which computation the model is running."""
@@ -91,6 +93,8 @@ class Slot:
         self.last_seed = 0
         self.stage = Stage.DORMANT
         self._handle: RemovableHandle | None = None
+        # What a hook is put into before it is hung up: a loop whose model may be compiled keeps the compiler out.
+        self.wrap: Callable[[Hook], Hook] = lambda hook: hook
 
     @property
     def hooked(self) -> bool:
@@ -101,7 +105,7 @@ class Slot:
         """Put a ready branch into the path. Its alpha is 0 and its stage TRAINING: the output does not change."""
         assert self.seed is not None
         self.seed.branch = branch
-        self._handle = self._module.register_forward_hook(self._join)
+        self._handle = self._module.register_forward_hook(self.wrap(self._join))
         if self.seed.mode is BlendMode.CONFIDENCE:
             self._switch.gauge.add(self.seed)
 

@@ -1,0 +1,37 @@
+"""A model of one's own that grows in a training loop of one's own: python examples/own_loop.py
+
+Three lines belong to esper_ray: `attach`, `step` and `epoch`. Everything happens in this process. Where a system is up,
+`with esper_ray.connect(esper_ray.load()) as system:` and `attach(..., system=system)` let its Tamiyo decide.
+"""
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import esper_ray
+
+
+def main(epochs: int = 14) -> nn.Module:
+    torch.manual_seed(0)
+    images, labels = load_digits(return_X_y=True)
+    inputs, targets = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
+    train, held_out = (inputs[:1300], targets[:1300]), (inputs[1300:], targets[1300:])
+    model = nn.Sequential(nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 10))
+    optimizer, loss = torch.optim.AdamW(model.parameters(), lr=5e-3), nn.CrossEntropyLoss()
+
+    grower = esper_ray.attach(model, loss=loss, optimizer=optimizer, epochs=epochs, sample=inputs)
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(train[0])).split(32):
+            batch, wanted = train[0][chosen], train[1][chosen]
+            found = loss(model(batch), wanted)
+            found.backward()
+            grower.step(batch, wanted, found)
+            optimizer.step()
+            optimizer.zero_grad()
+        print(grower.epoch([held_out]))
+    grower.close()
+    return model
+
+
+if __name__ == "__main__":
+    print(main())
