@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from esper_ray.errors import KernelError
-from esper_ray.kasmina.garden import GROWN, Garden
+from esper_ray.kasmina.garden import GROWN, Garden, Grown
 from esper_ray.kasmina.lifecycle import SETTLED
 from esper_ray.reliability import atomic
 from esper_ray.reliability.ids import digest
@@ -39,18 +40,22 @@ def export_model(garden: Garden, sample: Tensor, folder: Path) -> dict[str, Any]
     Raises:
         KernelError: the exported program does not predict bit for bit what the model predicts.
     """
-    model = garden.model.eval()
+    model = garden.model
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     with _registered(garden), torch.no_grad(), warnings.catch_warnings():
         # torch warns about its own internals here; the check below is what counts.
         warnings.simplefilter("ignore")
         expected = model(sample)
         program = torch.export.export(model, (sample,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        # Copies: two names of one tensor are two entries of the file.
+        weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         loaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
-        identical = torch.equal(loaded(sample), expected)
-    model.train()
+        identical = all(map(torch.equal, tree_leaves(loaded(sample)), tree_leaves(expected)))
+    for module in training:
+        module.training = True
     if not identical:
         raise KernelError(
             "The exported program predicts differently from the model.",
@@ -85,7 +90,7 @@ def _registered(garden: Garden) -> Iterator[None]:
     """Seeds that are live but no fossils yet count as parts of the model while it is exported."""
     live = [seed for seed in garden.seeds if seed.stage not in SETTLED and seed.alpha > 0.0]
     before = dict(garden.model.named_children()).get(GROWN)
-    parts = nn.ModuleDict(dict(before.items()) if isinstance(before, nn.ModuleDict) else {})
+    parts = Grown(dict(before.items()) if isinstance(before, nn.ModuleDict) else {})
     for seed in live:
         assert seed.branch is not None
         parts[garden.grown_name(garden.slots[seed.slot])] = seed.branch
