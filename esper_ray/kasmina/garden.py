@@ -62,6 +62,13 @@ class Trainer(Protocol):
         """Make the step durable before the graft takes effect."""
 
 
+class Grown(nn.ModuleDict):
+    """What has become a part of the host. Called, it gives back what it gets: a host may be a chain of its children."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h
+
+
 class Garden:
     """The seeds of one model.
 
@@ -226,7 +233,7 @@ class Garden:
         assert seed.branch is not None
         grown = getattr(self.model, GROWN, None)
         if grown is None:
-            grown = nn.ModuleDict()
+            grown = Grown()
             self.model.add_module(GROWN, grown)
         grown[self.grown_name(slot)] = seed.branch
         slot.settle()
