@@ -106,7 +106,8 @@ def lives(run: ArmRun) -> list[Life]:
         if life.stays:
             last = life.stays[-1]
             life.stays[-1] = Stay(last.stage, last.start, start, last.reason)
-        life.stays.append(Stay(str(event["to"]), start, end, str(event.get("reason", ""))))
+        if event["to"] != "DORMANT":  # there the slot waits for another seed
+            life.stays.append(Stay(str(event["to"]), start, end, str(event.get("reason", ""))))
     for life in found.values():
         life.gates = [event for event in run.of_kind("gate") if _belongs(event, life)]
     return sorted(found.values(), key=lambda life: life.seed)

@@ -141,6 +141,7 @@ function timeline(target, run) {
     const name = narrow ? `${seed.seed} ${seed.blueprint}` : `${numbers(seed)} · ${seed.blueprint} · ${seed.slot}`;
     f.svg.append(shape("text", { class: "name", x: 0, y: top + 14 }, name));
     seed.stages.forEach((step, place) => {
+      if (step.stage === "DORMANT") return;
       const next = seed.stages[place + 1], from = f.x(Math.max(step.epoch, first));
       const open = next ? next.epoch : Math.max(ended, step.epoch);
       const to = Math.max(f.x(open), from + 4);
