@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
+from rich.progress import MofNCompleteColumn, Progress
 
 from benchmarks import common, kills
 from benchmarks.common import Bar
@@ -28,8 +28,9 @@ def measure(points: tuple[str, ...], moments: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="esper-") as folder:
         laboratory = kills.Laboratory(Path(folder) / "laboratory")
         cases = [*laboratory.cases(points), *laboratory.random_cases(moments)]
-        shown = track(cases, description="killed and resumed", console=common.console)
-        return kills.summary([laboratory.examine(case) for case in shown])
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=common.console) as progress:
+            task = progress.add_task("killed and resumed", total=len(cases))
+            return kills.summary(laboratory.examine_all(cases, lambda _: progress.advance(task)))
 
 
 def main() -> None:

@@ -63,6 +63,8 @@ class Recorder:
 
     def __init__(self, folder: Path, run: str, publisher: Publisher | None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self.folder, self._run, self._publisher, self._clock = atomic.make_folder(folder), run, publisher, clock
+        for place in (folder, folder / "model"):
+            atomic.remove_drafts(place)
         # Each decision is on disk in Tamiyo's own journal before it arrives here, and is asked for again after a loss:
         # waiting for the disk a second time would only stretch the boundary.
         self._journal = Journal(folder / "journal.db", clock=clock, sync=False)

@@ -33,7 +33,7 @@ from esper_ray.reliability import failpoints
 laboratory = kills.Laboratory(Path(sys.argv[1]) / "laboratory")
 moments = int(sys.argv[2])
 cases = laboratory.random_cases(moments) if moments else laboratory.cases(failpoints.POINTS)
-outcomes = [laboratory.examine(case) for case in cases]
+outcomes = laboratory.examine_all(cases)
 rows = [{"point": o.case.point, "name": o.case.name, "killed": o.killed, "differs": o.differs} for o in outcomes]
 print(json.dumps(rows))
 """
