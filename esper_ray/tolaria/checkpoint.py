@@ -57,6 +57,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self._folder, self._keep = atomic.make_folder(folder), keep
+        atomic.remove_drafts(self._folder)
         # None ends the thread, a number forgets what is newer than that epoch.
         self._queue: queue.Queue[Checkpoint | int | None] = queue.Queue(maxsize=2)
         self._failures: queue.SimpleQueue[Exception] = queue.SimpleQueue()

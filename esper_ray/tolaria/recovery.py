@@ -26,7 +26,7 @@ def go_back(trainer: Trainer, undo: Undo) -> None:
         RunError: that was one failed epoch too many, or there is nothing to go back to.
         StorageFault: the rollback could not be written down.
     """
-    over = undo.damage and trainer.emergency.epoch_failed(Level.CONSERVATIVE, undo.reason)
+    over = undo.last = undo.damage and trainer.emergency.epoch_failed(Level.CONSERVATIVE, undo.reason)
     try:
         turn, times = roll_back(trainer, undo)
     except CheckpointError as fault:
@@ -70,9 +70,7 @@ def _keep(trainer: Trainer) -> None:
     start = time.perf_counter()
     state = resume.checkpoint(trainer).copied()
     trainer.memory.keep(state)
-    # Epoch 0 can be made again from the configuration; on disk it would only push a later one out.
-    if state.epoch:
-        trainer.writer.submit(state)
+    trainer.writer.submit(state)
     trainer.checkpoint_ms = (time.perf_counter() - start) * 1e3
 
 

@@ -43,12 +43,16 @@ class Undo(Exception):
         to_epoch: where to; None is the newest state in memory, or an older one after repeated damage.
         full: from disk, whatever memory has.
         damage: the epoch failed; live seeds are taken out, or the learning rates lowered.
+
+    Attributes:
+        last: the run halts after it: only to the newest state.
     """
 
     def __init__(
         self, reason: str, *, origin: str = "tolaria", to_epoch: int | None = None, full: bool = False, damage: bool
     ) -> None:
         super().__init__(reason)
+        self.last = False
         self.reason, self.origin, self.to_epoch, self.full, self.damage = reason, origin, to_epoch, full, damage
 
 
@@ -134,8 +138,8 @@ def target(trainer: Trainer, undo: Undo) -> tuple[Checkpoint, bool]:
         )
     found = None
     if not undo.full:
-        wanted, failed = undo.to_epoch, trainer.emergency.failed
-        found = trainer.memory.back(max(1, failed)) if wanted is None else trainer.memory.find(wanted)
+        wanted, failed = undo.to_epoch, 1 if undo.last else max(1, trainer.emergency.failed)
+        found = trainer.memory.back(failed) if wanted is None else trainer.memory.find(wanted)
     if found is not None:
         return found, False
     trainer.writer.finish()

@@ -21,8 +21,9 @@ from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.metrics import METRICS
 from esper_ray.errors import CheckpointError, EnvironmentFault, EsperError, RunError
-from esper_ray.tolaria import boundary, checkpoint
+from esper_ray.tolaria import boundary, checkpoint, recovery
 from esper_ray.tolaria.learning_rate import LearningRates
+from esper_ray.tolaria.rollback import Undo
 from esper_ray.tolaria.trainer import Block, RunRequest, Stopped, Trainer
 from tests.tied_seeds import equal_slots, tie_births
 
@@ -200,6 +201,20 @@ class Collector:
             self.keys |= {point.key for point in codec.decode_telemetry(payload).metrics}
 
 
+def lose_a_checkpoint_and_go_back(config, collector):
+    first = Trainer(RunRequest("r", config), inprocess.surroundings(config))
+    first.open()
+    for _ in range(2):
+        first.one_epoch()
+    first.close()
+    (first.folder / "checkpoints" / "epoch-000002.json").write_text("{")
+    second = Trainer(RunRequest("r", config, resume=True), inprocess.surroundings(config, publisher=collector))
+    second.open()
+    second.one_epoch()
+    recovery.go_back(second, Undo("a test", to_epoch=1, damage=False))
+    second.close()
+
+
 def test_every_metric_of_the_loop_and_of_the_seeds_is_really_sent(tmp_path, monkeypatch):
     collector = Collector()
     for home, settings in (("a", ()), ("b", ("seeds.gain_errors=1000",))):
@@ -210,6 +225,7 @@ def test_every_metric_of_the_loop_and_of_the_seeds_is_really_sent(tmp_path, monk
     tie_births(monkeypatch)
     config = config_at(tmp_path / "tied")
     Trainer(RunRequest("r", config), inprocess.surroundings(config, publisher=collector)).run()
+    lose_a_checkpoint_and_go_back(config_at(tmp_path / "back"), collector)
     promised = {metric.key for metric in METRICS if metric.emitter in ("tolaria", "kasmina")}
     assert promised - collector.keys == set()
 
