@@ -11,10 +11,10 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from esper_ray.contracts.budgets import HOST_PARAMETER_LIMIT
 from esper_ray.errors import ConfigError
@@ -144,6 +144,18 @@ class SeedConfig(Section):
     drift_scale: float = Field(4.0, gt=1, description="G3: largest ratio of its deviations, on against off")
     drift_shift: float = Field(2.0, gt=0, description="G3: largest shift of its mean, in deviations")
     gain_errors: float = Field(1.0, ge=0, description="G4: counterfactual gain must exceed this many standard errors")
+
+    @model_validator(mode="after")
+    def _stays_fit(self) -> Self:
+        for stage in ("training", "blending", "shadowing", "probationary"):
+            least = getattr(self, "probation_epochs" if stage == "probationary" else f"{stage}_epochs")
+            longest = self.longest_stay.get(stage, self.max_stage_epochs)
+            if least > longest:
+                raise ValueError(
+                    f"The least stay in {stage.upper()} is {least} epochs and the longest {longest}: "
+                    "every seed would be culled"
+                )
+        return self
 
 
 class EmergencyConfig(Section):
@@ -369,8 +381,11 @@ def _explain(error: ValidationError) -> ConfigError:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
         return ConfigError(f"The configuration has no key {key}.", remedy=f"{hint}See `esper config show`.")
+    clash = first["type"] == "value_error" and isinstance(first["input"], dict)
     return ConfigError(
-        f"The value of {key} is not valid: {first['input']!r}.",
+        f"The settings of {key} do not fit together."
+        if clash
+        else f"The value of {key} is not valid: {first['input']!r}.",
         why=f"{first['msg'].removeprefix('Value error, ')}.",
         remedy="See `esper config show` for its meaning.",
     )

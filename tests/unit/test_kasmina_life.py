@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from esper_ray import config as configuration
 from esper_ray import inprocess
 from esper_ray.config import SeedConfig
 from esper_ray.contracts.enums import BlendMode, CommandType
@@ -15,7 +16,7 @@ from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.enums import SeedOperation as Operation
 from esper_ray.contracts.messages import AdaptationCommand, SeedDirective
 from esper_ray.contracts.ports import SlotInfo, SlotSignature
-from esper_ray.errors import KernelError, LifecycleError
+from esper_ray.errors import ConfigError, KernelError, LifecycleError
 from esper_ray.kasmina import snapshot
 from esper_ray.kasmina.advance import SeedMeasurement
 from esper_ray.kasmina.blending import MODES, SCHEDULES
@@ -392,6 +393,12 @@ def test_single_stages_can_have_a_longest_stay_of_their_own():
     assert life.stage is Stage.TRAINING
     life.end_epoch()
     assert life.stage is Stage.CULLED
+
+
+@pytest.mark.parametrize("setting", ["seeds.training_epochs=9", "seeds.longest_stay={blending: 1}"])
+def test_stays_that_no_seed_could_survive_are_refused(setting):
+    with pytest.raises(ConfigError, match="would be culled"):
+        configuration.load(None, [setting, "seeds.blending_epochs=2"])
 
 
 COMBINATIONS = list(itertools.product(MODES, SCHEDULES, SIGNATURES))
