@@ -62,6 +62,10 @@ class RunConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model trains")
     keep_checkpoints: int = Field(5, ge=1, description="how many checkpoints a run keeps")
     max_parameters: int = Field(10_000_000, ge=1000, description="growth stops below this many parameters")
+    max_flops: float = Field(0.0, ge=0, description="and below so many FLOPs of a sample's forward pass; 0: no limit")
+    max_step_ms: float = Field(
+        0.0, ge=0, description="and below so long a training step, with mode=live; 0: no limit"
+    )
 
     @field_validator("task")
     @classmethod
@@ -74,6 +78,12 @@ class RunConfig(Section):
     def is_own_task(self) -> bool:
         """Whether the task is a function of the user's."""
         return ":" in self.task
+
+    @model_validator(mode="after")
+    def _no_clock_in_lockstep(self) -> RunConfig:
+        if self.max_step_ms and self.mode == "lockstep":
+            raise ValueError("max_step_ms needs mode=live: in lockstep no clock decides anything")
+        return self
 
     @property
     def label(self) -> str:
@@ -199,6 +209,9 @@ class TamiyoConfig(Section):
         0.15, gt=0, lt=1, description="a host underfits while training loss is within this share of validation loss"
     )
     latest_growth: float = Field(0.6, gt=0, lt=1, description="no growth after this share of the run")
+    give_up_after: int = Field(
+        6, ge=0, description="seeds removed in a row, none of them kept, after which growing does not pay; 0: never"
+    )
     seeds_at_once: int = Field(4, ge=1, le=4, description="how many slots may grow at one boundary")
     parameter_budget: int = Field(150_000, ge=100, description="largest blueprint the heuristic picks")
     probation_epochs: int = Field(1, ge=1, description="boundaries that a seed is watched on probation")

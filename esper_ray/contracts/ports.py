@@ -149,6 +149,7 @@ class HostGraph:
 class RunOpening:
     """What a decider is told when a run starts or resumes: states of epochs after ``epoch`` are forgotten.
 
+    ``max_flops`` and ``host_flops`` are of one sample's forward pass; without a limit both may be 0.
     ``settings`` is the run's own ``tamiyo`` section: the decider's process may have been started with another one.
     """
 
@@ -164,6 +165,8 @@ class RunOpening:
     branch: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     graph: HostGraph | None = None
+    max_flops: float = 0.0
+    host_flops: float = 0.0
 
 
 class Decider(Protocol):

@@ -26,6 +26,7 @@ from esper_ray.kasmina.gates import Verdict
 from esper_ray.kasmina.isolated import IsolatedTraining
 from esper_ray.kasmina.isolation import LossFunction
 from esper_ray.kasmina.lifecycle import LIVE, SETTLED, gate_of
+from esper_ray.kasmina.limits import Limits
 from esper_ray.kasmina.slot import Seed, Slot, Switch
 from esper_ray.reliability.failpoints import passing
 
@@ -94,7 +95,7 @@ class Garden:
         lockstep: bool,
     ) -> None:
         self.model, self.config, self.trainer = model, config, trainer
-        self.source, self.max_parameters = source, max_parameters
+        self.source, self.max_parameters, self.limits = source, max_parameters, Limits()
         self.switch = Switch(model)
         self.slots = [Slot(info, model.get_submodule(info.name), self.switch) for info in slots]
         self.branch, self.next_number, self.epoch = 0, 1, 0

@@ -7,6 +7,7 @@ keeps what measurably helps and removes what does not.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,9 @@ from esper_ray.tamiyo.view import Proposal, RunView
 
 # One-sided 95 % quantiles of Student's t by degrees of freedom (1 to 10; beyond, the normal's).
 _T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
+
+
+_REMOVED = (Stage.CULLED, Stage.EMBARGOED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,24 @@ def _watched_enough(view: RunView, seed: SeedState, config: TamiyoConfig) -> boo
 def _grow(view: RunView, config: TamiyoConfig, places: int) -> list[Proposal]:
     if view.now.epoch < config.warmup_epochs or len(view.states) < config.window or _too_late(view, config):
         return []
+    if config.give_up_after and in_vain(view) >= config.give_up_after:
+        return []
     why = _flattened(view, config) or _underfitting(view, config)
     return _germinate(view, config, why, view.dormant_slots()[: max(0, places)]) if why else []
+
+
+def in_vain(view: RunView) -> int:
+    """How many seeds were removed since the last one that stayed: growing no longer pays when it is many."""
+    removed = 0
+    for before, after in itertools.pairwise(view.states):
+        earlier = {seed.slot: seed.stage for seed in before.seeds}
+        for seed in after.seeds:
+            was = earlier.get(seed.slot, Stage.DORMANT)
+            if seed.stage is Stage.FOSSILIZED and was is not Stage.FOSSILIZED:
+                removed = 0
+            elif seed.stage in _REMOVED and was not in _REMOVED:
+                removed += 1
+    return removed
 
 
 def _flattened(view: RunView, config: TamiyoConfig) -> str:
@@ -113,17 +133,27 @@ def _germinate(view: RunView, config: TamiyoConfig, why: str, slots: Sequence[ob
     if view.conservative:
         return []
     room = view.opening.max_parameters - int(view.now.metrics.get("pc", view.opening.host_parameters))
+    work = _work_left(view)
     proposals = []
     for slot in view.dormant_slots():
         if slot not in slots:
             continue
         # What a rollback took back is not tried there again.
         fresh = [each for each in view.candidates(slot.index) if (slot.index, each.blueprint) not in view.undone]
-        choice = strongest(fresh, min(config.parameter_budget, room))
+        choice = strongest([each for each in fresh if each.flops <= work], min(config.parameter_budget, room))
         if choice is not None:
-            room -= choice.parameters
+            room, work = room - choice.parameters, work - choice.flops
             proposals.append(Proposal(SeedOperation.GERMINATE, slot.index, why, blueprint=choice.blueprint))
     return proposals
+
+
+def _work_left(view: RunView) -> float:
+    """FLOPs of a sample's forward pass that may still be added; infinite without a limit."""
+    if not view.opening.max_flops:
+        return math.inf
+    known = {(each.slot, each.blueprint): each.flops for each in view.opening.candidates}
+    grown = sum(known.get((seed.slot, seed.blueprint), 0) for seed in view.seeds() if seed.seed)
+    return view.opening.max_flops - view.opening.host_flops - grown
 
 
 def _too_late(view: RunView, config: TamiyoConfig) -> bool:

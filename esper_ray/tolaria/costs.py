@@ -10,9 +10,21 @@ import contextlib
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 LATER = 2
+
+
+def forward_flops(model: nn.Module, sample: Tensor) -> float:
+    """FLOPs of a forward pass of one sample; ``sample`` is a batch [N, ...]. No randomness and no buffer is touched."""
+    training = model.training
+    model.eval()
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(sample)
+    model.train(training)
+    return float(counter.get_total_flops()) / len(sample)
 
 
 class CostMeter:

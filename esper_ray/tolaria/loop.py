@@ -17,13 +17,14 @@ from esper_ray.config import Config
 from esper_ray.contracts.messages import SystemState
 from esper_ray.contracts.ports import KernelSource
 from esper_ray.kasmina.garden import Garden
+from esper_ray.kasmina.limits import Limits
 from esper_ray.kasmina.slot import Seed
 from esper_ray.reliability.failpoints import passing
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.tasks import Task, build_task
 from esper_ray.tasks.own import optimizer_settings
 from esper_ray.tolaria import multiseed, rows, statistics
-from esper_ray.tolaria.costs import CostMeter
+from esper_ray.tolaria.costs import CostMeter, forward_flops
 from esper_ray.tolaria.groups import Groups
 from esper_ray.tolaria.learning_rate import LearningRates
 from esper_ray.tolaria.measure import Quality, evaluate, measure_seeds
@@ -61,6 +62,9 @@ class Loop:
             lockstep=self.lockstep,
         )
         self.host_parameters = self.garden.parameter_count()
+        self.garden.limits = limits = Limits(flops=run.max_flops, step_ms=run.max_step_ms)
+        if limits.wanted:
+            limits.host_flops = forward_flops(self.model, self.train.inputs[:2])
         self.steps_per_pass = len(self.train) // run.batch_size
         self.steps_per_epoch = run.boundary_every or self.steps_per_pass
         self.step = self.epoch = 0

@@ -86,6 +86,14 @@ class Recorder:
         record = json.loads(entry.payload)
         return [bytes.fromhex(text) for text in record["envelopes"]], record["missed"]
 
+    def step_time(self, branch: int, epoch: int, step_ms: float) -> float:
+        """The mean step of that epoch as it was first measured: a limit on it decides the same when it is repeated."""
+        key = f"{branch}/{epoch}"
+        self._journal.append("step_times", repr(step_ms).encode(), key=key)
+        entry = self._journal.get("step_times", key)
+        assert entry is not None
+        return float(entry.payload)
+
     def record_graft(self, branch: int, seed: int, step: int) -> None:
         passing("recorder.graft")
         self._journal.append("grafts", str(step).encode(), key=f"{branch}/{seed}")

@@ -262,6 +262,8 @@ class Trainer(Loop):
             epochs=self.epochs,
             host_parameters=self.host_parameters,
             max_parameters=self.config.run.max_parameters,
+            max_flops=self.config.run.max_flops,
+            host_flops=self.garden.limits.host_flops,
             epoch=self.epoch,
             branch=self.garden.branch,
             settings=self.config.tamiyo.model_dump(mode="json"),
@@ -292,6 +294,8 @@ class Trainer(Loop):
             return
         self.close_stages(quality)
         passing("epoch.judged")
+        if self.garden.limits.step_ms:
+            self.garden.limits.measured_step_ms = self.recorder.step_time(self.garden.branch, self.epoch, step_ms)
         exchange = self._do_boundary(training_loss, quality)
         passing("epoch.decided")
         self.seconds += time.perf_counter() - start
