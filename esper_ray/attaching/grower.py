@@ -22,6 +22,7 @@ from esper_ray import inprocess
 from esper_ray.attaching.companion import Companion
 from esper_ray.attaching.sockets import Sockets
 from esper_ray.config import Config
+from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.messages import SystemState
 from esper_ray.contracts.ports import RunOpening
 from esper_ray.contracts.signing import Signer, Verifier
@@ -352,7 +353,7 @@ class Grower:
         )
 
     def _describe(self, seed: Seed) -> str:
-        gain = seed.evidence.get("gain")
+        gain = None if seed.stage is Stage.FOSSILIZED else seed.evidence.get("gain")
         worth = f" gain {gain:.4f}" if gain is not None else ""
         return f"{self.slots[seed.slot].name} {seed.spec.blueprint} {seed.stage.name.lower()}{worth}"
 

@@ -1,7 +1,7 @@
 """A grown model as a product: an exported program that plain PyTorch loads, with nothing of ours in it.
 
-Three files: ``model.pt2`` (`torch.export`, any batch size), ``model.safetensors`` (the same weights by name), and
-``model.json`` (what it is and how to load it).
+Three files: ``model.pt2`` (`torch.export`, any batch size where the host's code allows it), ``model.safetensors`` (the
+same weights by name), and ``model.json`` (what it is and how to load it).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from esper_ray.errors import KernelError
@@ -31,8 +32,11 @@ HOW = "torch.export.load('model.pt2').module()(inputs)"
 def export_model(garden: Garden, sample: Tensor, folder: Path) -> dict[str, Any]:
     """Write the model as it predicts now: host, fossils, and what is still live at its present alpha.
 
+    A host's own code may not let its batch be free; then the program takes N samples. Where torch.export cannot follow
+    it at all, the weights are written without a program. ``model.json`` says which and why.
+
     Args:
-        sample: inputs [N, ...] with N >= 2; the program takes any N.
+        sample: inputs [N, ...] with N >= 2.
 
     Returns:
         What ``model.json`` says.
@@ -43,17 +47,19 @@ def export_model(garden: Garden, sample: Tensor, folder: Path) -> dict[str, Any]
     model = garden.model
     training = [module for module in model.modules() if module.training]
     model.eval()
-    with _registered(garden), torch.no_grad(), warnings.catch_warnings():
+    with _registered(garden), _one_way_of_attention(), torch.no_grad(), warnings.catch_warnings():
         # torch warns about its own internals here; the check below is what counts.
         warnings.simplefilter("ignore")
         expected = model(sample)
-        program = torch.export.export(model, (sample,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program, batch, trouble = _program(model, sample)
         # Copies: two names of one tensor are two entries of the file.
         weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
         buffer = io.BytesIO()
-        torch.export.save(program, buffer)
-        loaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
-        identical = all(map(torch.equal, tree_leaves(loaded(sample)), tree_leaves(expected)))
+        identical = True
+        if program is not None:
+            torch.export.save(program, buffer)
+            loaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
+            identical = all(map(torch.equal, tree_leaves(loaded(sample)), tree_leaves(expected)))
     for module in training:
         module.training = True
     if not identical:
@@ -63,8 +69,8 @@ def export_model(garden: Garden, sample: Tensor, folder: Path) -> dict[str, Any]
             remedy="Use the weights in the last checkpoint, and report this with the blueprints of the run.",
         )
     about = {
-        "load": HOW,
-        "input": {"shape": ["batch", *sample.shape[1:]], "dtype": str(sample.dtype).removeprefix("torch.")},
+        "load": HOW if program is not None else f"weights only, for the host's own code: {trouble}",
+        "input": {"shape": [batch, *sample.shape[1:]], "dtype": str(sample.dtype).removeprefix("torch.")},
         "parameters": sum(value.numel() for value in weights.values()),
         "blocks": [
             {
@@ -79,10 +85,33 @@ def export_model(garden: Garden, sample: Tensor, folder: Path) -> dict[str, Any]
         "torch": torch.__version__,
         "digest": digest(buffer.getvalue()),
     }
-    atomic.write_bytes(folder / "model.pt2", buffer.getvalue())
+    if program is not None:
+        atomic.write_bytes(folder / "model.pt2", buffer.getvalue())
     atomic.write_bytes(folder / "model.safetensors", save(weights))
     atomic.write_text(folder / "model.json", json.dumps(about, indent=1))
     return about
+
+
+def _program(model: nn.Module, sample: Tensor) -> tuple[ExportedProgram | None, str | int, str]:
+    """The program, the size of its batch ("batch" for any), and why there is none."""
+    for size in ("batch", len(sample)):
+        shapes = ({0: torch.export.Dim("batch")},) if size == "batch" else None
+        try:
+            return torch.export.export(model, (sample,), dynamic_shapes=shapes), size, ""
+        except Exception as error:  # torch.export raises what it meets, of any kind
+            trouble = " ".join(str(error).split())[:300]
+    return None, "batch", trouble
+
+
+@contextlib.contextmanager
+def _one_way_of_attention() -> Iterator[None]:
+    """Inside, nn.MultiheadAttention computes as it does in training, and not by its fused way that adds otherwise."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager
