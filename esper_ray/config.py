@@ -63,9 +63,7 @@ class RunConfig(Section):
     keep_checkpoints: int = Field(5, ge=1, description="how many checkpoints a run keeps")
     max_parameters: int = Field(10_000_000, ge=1000, description="growth stops below this many parameters")
     max_flops: float = Field(0.0, ge=0, description="and below so many FLOPs of a sample's forward pass; 0: no limit")
-    max_step_ms: float = Field(
-        0.0, ge=0, description="and below so long a training step, with mode=live; 0: no limit"
-    )
+    max_step_ms: float = Field(0.0, ge=0, description="and below so long a training step, with mode=live; 0: no limit")
 
     @field_validator("task")
     @classmethod

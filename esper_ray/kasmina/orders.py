@@ -108,9 +108,7 @@ def _sanity(garden: Garden, slot: Slot, directive: SeedDirective) -> tuple[Kerne
     if directive.blend_schedule and directive.blend_schedule not in SCHEDULES:
         reason = f"there is no blend schedule {directive.blend_schedule}, only {', '.join(SCHEDULES)}"
     elif total > garden.max_parameters:
-        reason = (
-            f"the model would have {total} parameters, more than the limit of {garden.max_parameters}, run.max_parameters"
-        )
+        reason = f"the model would have {total} parameters, more than the {garden.max_parameters} of run.max_parameters"
     elif limit := garden.limits.refusal(garden.seeds, blueprint.flops(slot.info.signature, directive.parameters)):
         reason = limit
     elif need > (free := _free_bytes(slot.info.signature.device)):
