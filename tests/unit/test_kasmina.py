@@ -242,7 +242,7 @@ def test_an_unknown_blueprint_or_too_many_parameters_are_refused_with_their_reas
         Host(), SLOTS, SeedConfig(), inprocess.LocalKernels(), Loop(), run_seed=0, max_parameters=1000, lockstep=True
     )
     assert "no blueprint" in garden.apply(command(SeedOperation.GERMINATE, blueprint=499))
-    assert "limit of 1000" in garden.apply(command(SeedOperation.GERMINATE, blueprint=9))
+    assert "1000 of run.max_parameters" in garden.apply(command(SeedOperation.GERMINATE, blueprint=9))
     assert garden.slots[0].stage is Stage.DORMANT
     assert [event["kind"] for event in garden.drain_events()].count("refusal") == 2
 
