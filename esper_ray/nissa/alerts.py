@@ -15,6 +15,7 @@ import yaml
 
 from esper_ray.config import NissaConfig
 from esper_ray.contracts.budgets import BOUNDARY_MS
+from esper_ray.contracts.enums import EmergencyLevel
 from esper_ray.contracts.messages import MetricPoint
 from esper_ray.contracts.metrics import BY_KEY
 
@@ -108,7 +109,33 @@ class LastWas:
         return f"the last {self.label} within {self.seconds / 3600:g} h was {self.bad}"
 
 
-Condition = Consecutive | CountWithin | LastWas
+@dataclass(frozen=True, slots=True)
+class Above:
+    """The last value of a gauge is over a limit."""
+
+    limit: float
+
+    def counted(self, point: MetricPoint) -> float:
+        return point.value
+
+    def holds(self, history: deque[tuple[int, float]], now_ns: int) -> tuple[bool, float]:
+        del now_ns
+        last = history[-1][1] if history else 0.0
+        return last > self.limit, last
+
+    def horizon_ns(self, now_ns: int) -> int:
+        del now_ns
+        return 0
+
+    def expression(self, metric: str) -> str:
+        return f"{metric} > {self.limit:g}"
+
+    def text(self, unit: str) -> str:
+        del unit
+        return f"over {self.limit:g}"
+
+
+Condition = Consecutive | CountWithin | LastWas | Above
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +181,25 @@ def alert_rules(settings: NissaConfig) -> tuple[AlertRule, ...]:
             "Look up the seed in the events, cull it if it still lives, and report its blueprint: a seed must not "
             "reach the host before it is blended.",
             ("pagerduty",),
+        ),
+        AlertRule(
+            "run_emergency",
+            "em",
+            Above(float(EmergencyLevel.ELEVATED)),
+            "critical",
+            "Training was damaged: the run went back and grows nothing for a time, or it has halted.",
+            "See the reason among the run's incidents. A conservative run goes on by itself; a halted one goes on with "
+            "`esper run --resume`, once the cause is gone.",
+            ("pagerduty", "slack"),
+        ),
+        AlertRule(
+            "checkpoint_lost",
+            "ck",
+            CountWithin(1, 300.0),
+            "warning",
+            "A checkpoint could not be written, or is damaged.",
+            "Look for free space under ESPER_HOME; older checkpoints are untouched, and the next epoch tries again.",
+            ("slack",),
         ),
         AlertRule(
             "simic_validation_failed",

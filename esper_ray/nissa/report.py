@@ -59,6 +59,7 @@ def _page(run: ArmRun, rest: Sequence[ArmRun], seeds: Sequence[Life]) -> str:
         key=" ".join(f'<span><i style="background:var(--{s.lower()})"></i>{s.lower()}</span>' for s in _STAGES),
         seeds="".join(map(_seed, seeds)) or '<p class="empty">No seed was born in this run.</p>',
         decisions=_decisions(run),
+        incidents=_incidents(run),
         losses=charts.svg(charts.losses(arms), width=7.2, height=2.8, name="losses"),
         boundary=charts.svg(charts.boundary(run), width=7.2, height=2.8, name="boundary"),
         budgets=_budgets(run),
@@ -188,6 +189,17 @@ def _decisions(run: ArmRun) -> str:
         items.append(_item(f"epoch {event['epoch']}", what, why, refused, strong=True))
     flush()
     return f'<ul class="list tall">{"".join(items)}</ul>' if items else '<p class="empty">No decision was made.</p>'
+
+
+def _incidents(run: ArmRun) -> str:
+    """Emergencies, rollbacks and lost checkpoints, in the order in which they happened."""
+    items = []
+    for row in run.incidents:
+        what = {"emergency": str(row.get("level", "")).lower(), "checkpoint": "a checkpoint was lost"}.get(row["kind"])
+        if row["kind"] == "rollback":
+            what = f"back from epoch {row['from_epoch']} to {row['to']} ({row['how']}, branch {row['branch']})"
+        items.append(_item(f"epoch {row['epoch']}", what or str(row["kind"]), str(row.get("reason", "")), strong=True))
+    return f'<ul class="list tall">{"".join(items)}</ul>' if items else '<p class="empty">None.</p>'
 
 
 def _item(when: str, what: str, why: str, refused: str = "", *, strong: bool = False) -> str:

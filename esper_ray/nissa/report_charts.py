@@ -101,12 +101,29 @@ def accuracy(arms: Sequence[ArmRun], seeds: Sequence[Life]) -> Draw:
                 color=palette["blending"],
                 fontsize=8,
             )
+        _turns(axes, palette, grown)
         axes.set_xlabel("epoch")
         axes.set_ylabel("%")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes, palette)
 
     return draw
+
+
+def _turns(axes: Axes, palette: Palette, run: ArmRun) -> None:
+    """A red line where the run was put back to, and from how far."""
+    for turn in run.incidents:
+        if turn.get("kind") == "rollback":
+            axes.axvline(float(turn["to"]), color=palette["bad"], linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
+            axes.annotate(
+                f"back from {turn['from_epoch']}",
+                (float(turn["to"]), 0.98),
+                xycoords=("data", "axes fraction"),
+                xytext=(4, -8),
+                textcoords="offset points",
+                color=palette["bad"],
+                fontsize=8,
+            )
 
 
 def by_compute(arms: Sequence[ArmRun]) -> Draw:

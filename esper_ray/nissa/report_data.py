@@ -54,6 +54,7 @@ class ArmRun:
     rows: list[dict[str, Any]]
     events: list[dict[str, Any]]
     result: dict[str, Any]
+    incidents: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def arm(self) -> str:
@@ -85,7 +86,14 @@ def read_run(folder: Path) -> ArmRun:
             why=f"{folder} holds no finished epoch.",
             remedy="Let it train for an epoch, or choose another run with `esper runs`.",
         )
-    return ArmRun(folder, manifest, rows, _lines(folder / "events.jsonl"), _object(folder / "result.json"))
+    return ArmRun(
+        folder,
+        manifest,
+        rows,
+        _lines(folder / "events.jsonl"),
+        _object(folder / "result.json"),
+        _lines(folder / "incidents.jsonl"),
+    )
 
 
 def lives(run: ArmRun) -> list[Life]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from esper_ray.contracts.budgets import BOUNDARY_MS, BOUNDARY_PARTS
-from esper_ray.contracts.enums import TelemetryLevel
+from esper_ray.contracts.enums import EmergencyLevel, TelemetryLevel
 from esper_ray.contracts.messages import EmergencySignal, FieldReport, MetricPoint, TelemetryEvent, TelemetryPacket
 from esper_ray.nissa.school import SOURCE, School
 
@@ -31,7 +31,7 @@ _CURVES = {
 # What comes after a cull is the slot's rest, and no longer the life of the seed that was in it.
 _SLOT_RESTS = frozenset({"EMBARGOED", "RESETTING", "DORMANT"})
 _TOTALS = {"md": "missed_deadlines", "iv": "isolation_violations", "sc": "seeds_culled"}
-_LATEST = {"sl": "seeds_live", "sf": "seeds_fossilized", "ic": "isolation_checks"}
+_LATEST = {"sl": "seeds_live", "sf": "seeds_fossilized", "ic": "isolation_checks", "em": "emergency_level"}
 
 
 @dataclass(slots=True)
@@ -51,6 +51,7 @@ class RunView:
     refusals: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_LISTED))
     grafts: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_LISTED))
     incidents: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_LISTED))
+    rollbacks: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_LISTED))
 
     @property
     def epoch(self) -> int:
@@ -100,6 +101,7 @@ class RunView:
             "gates": list(self.gates)[::-1],
             "grafts": list(self.grafts),
             "incidents": list(self.incidents)[::-1],
+            "rollbacks": list(self.rollbacks),
         }
 
     def _refused_gates(self, seed: int) -> list[dict[str, Any]]:
@@ -128,6 +130,7 @@ class View:
             "graft": self._graft,
             "refusal": self._refusal,
             "isolation.violation": self._incident,
+            "rollback": self._rollback,
         }
 
     def apply_telemetry(self, packet: TelemetryPacket) -> None:
@@ -153,9 +156,11 @@ class View:
             seed["effect"] = dict(report.metrics)
 
     def apply_emergency(self, signal: EmergencySignal) -> None:
-        """Shown among the incidents of its run."""
+        """Shown among the incidents of its run, which a halt ends."""
         if signal.run:
             run = self._run(signal.run, signal.triggered_at_ns)
+            if signal.level is EmergencyLevel.HALT:
+                run.status = "halted"
             run.incidents.append(
                 {
                     "kind": "emergency",
@@ -246,6 +251,15 @@ class View:
     @staticmethod
     def _refusal(run: RunView, packet: TelemetryPacket, event: TelemetryEvent) -> None:
         run.refusals.append(_with_time(packet, event.attributes))
+
+    @staticmethod
+    def _rollback(run: RunView, packet: TelemetryPacket, event: TelemetryEvent) -> None:
+        """What came after is undone; the rollback itself stays to be seen."""
+        to = _whole(event.attributes.get("to"), packet.epoch)
+        run.forget_after(to)
+        done = {**event.attributes, "to": to, "from_epoch": _whole(event.attributes.get("from_epoch"), to)}
+        run.rollbacks.append({**done, "at_ns": packet.timestamp_ns})
+        View._incident(run, packet, event)
 
     @staticmethod
     def _incident(run: RunView, packet: TelemetryPacket, event: TelemetryEvent) -> None:

@@ -8,7 +8,16 @@ import yaml
 from esper_ray.config import NissaConfig
 from esper_ray.contracts.messages import MetricPoint
 from esper_ray.contracts.metrics import BY_KEY, METRICS
-from esper_ray.nissa.alerts import AlertRule, Alerts, Consecutive, CountWithin, LastWas, alert_rules, prometheus_rules
+from esper_ray.nissa.alerts import (
+    Above,
+    AlertRule,
+    Alerts,
+    Consecutive,
+    CountWithin,
+    LastWas,
+    alert_rules,
+    prometheus_rules,
+)
 from esper_ray.nissa.metrics import Metrics
 
 RULES = alert_rules(NissaConfig())
@@ -20,6 +29,8 @@ def provoke(rule: AlertRule) -> tuple[list[MetricPoint], MetricPoint]:
     condition, metric = rule.condition, rule.metric
     if isinstance(condition, Consecutive):
         return [MetricPoint(metric, condition.limit + 0.1)] * condition.count, MetricPoint(metric, condition.limit)
+    if isinstance(condition, Above):
+        return [MetricPoint(metric, condition.limit + 0.1)], MetricPoint(metric, condition.limit)
     if isinstance(condition, LastWas):
         fine = {condition.label: "not " + condition.bad}
         return [MetricPoint(metric, 1.0, {condition.label: condition.bad})], MetricPoint(metric, 1.0, fine)
@@ -89,7 +100,7 @@ def test_the_prometheus_rules_are_the_same_table() -> None:
         if isinstance(rule.condition, Consecutive):
             assert rule.condition.limit in BY_KEY[rule.metric].buckets, "the rule reads this bucket"
         else:
-            assert isinstance(rule.condition, CountWithin | LastWas)
+            assert isinstance(rule.condition, CountWithin | LastWas | Above)
             assert BY_KEY[rule.metric].kind == "counter"
         if isinstance(rule.condition, LastWas):
             assert rule.condition.label in BY_KEY[rule.metric].labels

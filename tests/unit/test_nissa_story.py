@@ -241,6 +241,38 @@ def test_reports_emergencies_and_backends_find_their_place(nissa: Nissa, publish
     assert [found["kinds"] for found in nissa.events("BP009 conv")] == [["kernel"]]
 
 
+def test_a_rollback_takes_back_what_it_undid_and_a_halt_ends_the_run_with_an_alert(
+    nissa: Nissa, publisher: Direct, clock: ManualClock
+) -> None:
+    tell(publisher, clock)
+    facts = {
+        "branch": 1,
+        "from_epoch": 28,
+        "from_step": 999,
+        "to": 10,
+        "how": "fast",
+        "origin": "operator",
+        "reason": "x",
+    }
+    rollback = event("rollback", facts, level=TelemetryLevel.WARNING)
+    publish_telemetry(publisher, "tolaria", RUN, 10, [MetricPoint("ro", 1.0, {"how": "fast"})], [rollback], clock=clock)
+    run = nissa.run(RUN)
+    assert run is not None
+    assert run["epoch"] == 10
+    assert [(turn["from_epoch"], turn["to"]) for turn in run["rollbacks"]] == [(28, 10)]
+    assert run["incidents"][0]["kind"] == "rollback"
+    assert not [graft for graft in run["grafts"] if graft["epoch"] > 10]
+
+    signal = EmergencySignal(EmergencyLevel.HALT, "loss is not finite", "tolaria", clock.now_ns(), run=RUN)
+    publisher.publish(BusMessageType.EMERGENCY_SIGNAL, codec.encode_emergency(signal))
+    publish_telemetry(publisher, "tolaria", RUN, 10, [MetricPoint("em", 4.0)], clock=clock)
+    run = nissa.run(RUN)
+    assert run is not None
+    assert run["status"] == "halted"
+    assert run["totals"]["emergency_level"] == 4.0
+    assert "run_emergency" in [alert["name"] for alert in nissa.alert_list() if alert["firing"]]
+
+
 def test_a_payload_that_is_none_is_refused_and_a_type_without_use_counted(nissa: Nissa, publisher: Direct) -> None:
     from esper_ray.errors import ContractError
 

@@ -140,6 +140,22 @@ def test_it_tells_the_outcome_the_reasons_and_the_evidence(tmp_path: Path) -> No
     assert "refused" in text
 
 
+def test_emergencies_and_rollbacks_are_listed_and_marked(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "r1", "grown")
+    place = {"epoch": 4, "step": 40, "branch": 1}
+    reason = "the training loss is <not> finite"
+    turn = {"kind": "rollback", "id": "rollback/1", "from_epoch": 6, "from_step": 57, "to": 4, "how": "fast"}
+    emergency = {"kind": "emergency", "id": "e", "level": "CONSERVATIVE", "reason": reason}
+    write_lines(folder / "incidents.jsonl", [{**emergency, **place}, {**turn, **place, "reason": reason}])
+
+    text = write_report(folder).read_text()
+
+    assert "conservative" in text
+    assert "back from epoch 6 to 4 (fast, branch 1)" in text
+    assert "back from 6" in text.split("<svg", 1)[1]
+    assert "the training loss is &lt;not&gt; finite" in text
+
+
 def test_charts_follow_the_pages_colours(tmp_path: Path) -> None:
     text = write_report(run_folder(tmp_path, "r1", "grown")).read_text()
 

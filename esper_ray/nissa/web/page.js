@@ -95,6 +95,7 @@ function curves(target, run, lines, { label, floor, ceiling, others = [] }) {
     f.svg.append(shape("text", { class: "over", x: Math.min(f.x(epoch), f.width - f.right), y: f.y(value) + 14, "text-anchor": "end" }, other.title));
   }
   marks(f, run);
+  turns(f, run);
   for (const line of lines) {
     const points = rows.filter((row) => row[line.name] !== undefined).map((row) => [f.x(row.epoch), f.y(row[line.name])]);
     f.svg.append(shape("polyline", { class: `curve ${line.style}`, points: points.map((p) => p.join()).join(" ") }));
@@ -116,6 +117,14 @@ function marks(f, run) {
     f.svg.append(shape("line", { class: "graft", x1: at, x2: at, y1: f.top, y2: f.height - f.bottom }));
     const mark = shape("path", { class: "mark", d: `M${at - 5} ${f.top - 8}h10l-5 8z` });
     f.svg.append(explain(mark, `graft of seed ${graft.seed} in ${graft.slot}\nepoch ${graft.epoch}, step ${graft.step}, ${graft.ms} ms`));
+  }
+}
+function turns(f, run) {
+  for (const turn of run.rollbacks ?? []) {
+    const at = f.x(turn.to);
+    f.svg.append(shape("line", { class: "limit", x1: at, x2: at, y1: f.top, y2: f.height - f.bottom }));
+    const mark = shape("path", { class: "mark turn", d: `M${at + 6} ${f.top - 8}v8l-8 -4z` });
+    f.svg.append(explain(mark, `back from epoch ${turn.from_epoch} to ${turn.to}, branch ${turn.branch}\n${turn.origin}: ${turn.reason}`));
   }
 }
 function hover(f, run, rows, text, place = (row) => `epoch ${row.epoch}`) {
