@@ -61,6 +61,9 @@ class RunConfig(Section):
     threads: int = Field(0, ge=0, description="torch threads of the training process; 0 means half of the processors")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model trains")
     keep_checkpoints: int = Field(5, ge=1, description="how many checkpoints a run keeps")
+    profile_epochs: tuple[PositiveInt, ...] = Field(
+        (), description="epochs of which a profile is made, with their boundaries; also: esper profile"
+    )
     max_parameters: int = Field(10_000_000, ge=1000, description="growth stops below this many parameters")
     max_flops: float = Field(0.0, ge=0, description="and below so many FLOPs of a sample's forward pass; 0: no limit")
     max_step_ms: float = Field(0.0, ge=0, description="and below so long a training step, with mode=live; 0: no limit")

@@ -9,6 +9,7 @@ from typing import Any
 
 from esper_ray.errors import RunError
 from esper_ray.reliability import atomic
+from esper_ray.tolaria import profiling
 
 CONTROLS = ("host", "final")
 MODEL_CARD = "model.json"
@@ -85,6 +86,36 @@ def export(runs: Path, run_id: str, out: Path | None) -> Path:
     for file in sorted(model.iterdir(), key=lambda file: file.name == MODEL_CARD):
         atomic.write_bytes(out / file.name, file.read_bytes())
     return out
+
+
+def ask_for_profile(runs: Path, run_id: str, epoch: int = 0) -> int:
+    """Ask a run that trains for a profile of an epoch, by default of the next one; returns which.
+
+    Raises:
+        RunError: there is no such run, it is over, or that epoch is.
+    """
+    run = find(runs, run_id)
+    file = run.path / "metrics.jsonl"
+    done = len(file.read_text().splitlines()) if file.exists() else 0
+    wanted = epoch or done + 2
+    if profiling.table_file(run.path, wanted).exists():
+        return wanted
+    last = -(-int(run.manifest["total_steps"]) // int(run.manifest["steps_per_epoch"]))
+    if run.result or not done < wanted <= last:
+        raise RunError(
+            f"Epoch {wanted} of {run_id} cannot be profiled.",
+            why="The run is over." if run.result else f"It has done {done} of its {last} epochs.",
+            remedy=f"Ask for one to come, or train with --set 'run.profile_epochs=[{wanted}]'.",
+        )
+    atomic.write_text(profiling.wanted_file(run.path, wanted), "")
+    return wanted
+
+
+def profile_of(runs: Path, run_id: str, epoch: int) -> tuple[str, Path] | None:
+    """The table of that epoch's profile and the path of its trace; None while there is none."""
+    run = find(runs, run_id)
+    table = profiling.table_file(run.path, epoch)
+    return (table.read_text(), profiling.trace_file(run.path, epoch)) if table.exists() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

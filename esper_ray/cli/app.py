@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -191,6 +192,34 @@ def report(run_id: RunId, config: File = None, settings: Settings = None) -> Non
     from esper_ray.runs import report as write
 
     console.print(write(_load(config, settings).runs, run_id))
+
+
+@app.command()
+def profile(
+    run_id: RunId,
+    epoch: Annotated[int, typer.Option(help="Which epoch; the next one if not given.", min=0)] = 0,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for it, and print its table.")] = False,
+    config: File = None,
+    settings: Settings = None,
+) -> None:
+    """Profile an epoch of a run that trains, with its boundary: a table, and a trace for Perfetto.
+
+    Example: `esper profile glyphs-3fa9c2 --epoch 12 --wait`
+    """
+    from esper_ray import runs as folders
+
+    folder = _load(config, settings).runs
+    number = folders.ask_for_profile(folder, run_id, epoch)
+    while (found := folders.profile_of(folder, run_id, number)) is None and wait:
+        if folders.find(folder, run_id).result:
+            raise RunError(f"{run_id} ended without that profile.", remedy=f"Its log may say why; epoch {number}.")
+        time.sleep(0.5)
+    if found is None:
+        console.print(f"epoch {number} will be profiled; see it with: esper profile {run_id} --epoch {number}")
+        return
+    table, trace = found
+    print(table)
+    console.print(f"trace for ui.perfetto.dev: {trace}")
 
 
 @app.command()

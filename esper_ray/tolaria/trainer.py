@@ -25,7 +25,7 @@ from esper_ray.kasmina.blending import MODES
 from esper_ray.kasmina.export import export_model
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 from esper_ray.reliability.failpoints import passing
-from esper_ray.tolaria import recovery, resume, rows
+from esper_ray.tolaria import profiling, recovery, resume, rows
 from esper_ray.tolaria.boundary import Boundary, Exchange
 from esper_ray.tolaria.checkpoint import Checkpoint, CheckpointWriter
 from esper_ray.tolaria.costs import CostMeter
@@ -181,7 +181,8 @@ class Trainer(Loop):
         try:
             self.open()
             while self.step < self.total_steps:
-                self.one_epoch()
+                with profiling.epoch(self, self.folder, self.epoch + 1, self.config.run.profile_epochs):
+                    self.one_epoch()
             return self._finish()
         except StorageFault as fault:
             self.emergency.raise_to(EmergencyLevel.HALT, f"the run cannot write down what it does: {fault.why}")
