@@ -9,7 +9,7 @@ from typing import Any
 
 from esper_ray.errors import RunError
 from esper_ray.reliability import atomic
-from esper_ray.tolaria import profiling
+from esper_ray.tolaria import profile_files
 
 CONTROLS = ("host", "final")
 MODEL_CARD = "model.json"
@@ -98,7 +98,7 @@ def ask_for_profile(runs: Path, run_id: str, epoch: int = 0) -> int:
     file = run.path / "metrics.jsonl"
     done = len(file.read_text().splitlines()) if file.exists() else 0
     wanted = epoch or done + 2
-    if profiling.table_file(run.path, wanted).exists():
+    if profile_files.table_file(run.path, wanted).exists():
         return wanted
     last = -(-int(run.manifest["total_steps"]) // int(run.manifest["steps_per_epoch"]))
     if run.result or not done < wanted <= last:
@@ -107,15 +107,15 @@ def ask_for_profile(runs: Path, run_id: str, epoch: int = 0) -> int:
             why="The run is over." if run.result else f"It has done {done} of its {last} epochs.",
             remedy=f"Ask for one to come, or train with --set 'run.profile_epochs=[{wanted}]'.",
         )
-    atomic.write_text(profiling.wanted_file(run.path, wanted), "")
+    atomic.write_text(profile_files.wanted_file(run.path, wanted), "")
     return wanted
 
 
 def profile_of(runs: Path, run_id: str, epoch: int) -> tuple[str, Path] | None:
     """The table of that epoch's profile and the path of its trace; None while there is none."""
     run = find(runs, run_id)
-    table = profiling.table_file(run.path, epoch)
-    return (table.read_text(), profiling.trace_file(run.path, epoch)) if table.exists() else None
+    table = profile_files.table_file(run.path, epoch)
+    return (table.read_text(), profile_files.trace_file(run.path, epoch)) if table.exists() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

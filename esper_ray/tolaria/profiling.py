@@ -16,6 +16,7 @@ from typing import Any
 
 from esper_ray.errors import EnvironmentFault
 from esper_ray.reliability import atomic
+from esper_ray.tolaria.profile_files import table_file, trace_file, wanted_file
 
 log = logging.getLogger(__name__)
 _ROWS = 40
@@ -27,19 +28,6 @@ PARTS: Mapping[str, str] = {
     "_do_boundary": "esper: boundary",
     "_write_down": "esper: written down",
 }
-
-
-def wanted_file(run: Path, epoch: int) -> Path:
-    """The file that asks for a profile of that epoch; it is gone when the profile is there."""
-    return run / "profile" / f"epoch-{epoch:06d}.wanted"
-
-
-def table_file(run: Path, epoch: int) -> Path:
-    return run / "profile" / f"epoch-{epoch:06d}.txt"
-
-
-def trace_file(run: Path, epoch: int) -> Path:
-    return run / "profile" / f"epoch-{epoch:06d}.json.gz"
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from esper_ray import inprocess, runs
 from esper_ray.cli.app import app
 from esper_ray.errors import RunError
 from esper_ray.simic.episode import Kernels
-from esper_ray.tolaria import profiling
+from esper_ray.tolaria import profile_files, profiling
 from esper_ray.tolaria.trainer import RunRequest, Stopped, Trainer
 
 TINY = (
@@ -84,7 +84,7 @@ def test_a_run_that_trains_is_asked_by_command_and_shows_the_profile_afterwards(
     trainer_at(tmp_path, resume=True).run()
     shown = CliRunner().invoke(app, ["profile", "r", "--epoch", "3", "--wait", *settings])
     assert "esper: boundary" in shown.output
-    assert not profiling.wanted_file(trainer.folder, 3).exists()
+    assert not profile_files.wanted_file(trainer.folder, 3).exists()
 
 
 def test_the_next_epoch_is_the_one_after_the_one_that_is_being_trained(tmp_path):
