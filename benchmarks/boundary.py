@@ -1,7 +1,7 @@
 """The boundary's budget, on the real path: a real run in the live mode, Tolaria and Tamiyo in their own Ray actors.
 
-A small host trains twelve steps between two boundaries, with everything else of the system up; the times are those that
-the run itself wrote down. At least 1,000 boundaries; the short form has 1,050, the long one 5,000.
+A small host trains between two boundaries, with everything else of the system up; the times are those that the run
+itself wrote down. The short form has 1,010 boundaries with four steps between them, the long one 5,000 with twelve.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from rich.progress import MofNCompleteColumn, Progress
 
 from benchmarks import common
 from benchmarks.common import Bar, percentile
@@ -24,21 +26,23 @@ BARS = (
 )
 
 
-def measure(boundaries: int) -> dict[str, Any]:
-    """Run, and read what the run measured."""
+def measure(boundaries: int, steps: int) -> dict[str, Any]:
+    """Run with so many steps from boundary to boundary, and read what the run measured."""
     with tempfile.TemporaryDirectory(prefix="esper-") as home:
         config = configuration.load(
             None,
             [
                 f"home={home}", "run.dataset=digits", "run.mode=live", f"run.epochs={boundaries}",
-                "run.boundary_every=12", "run.host_width=8", "ray.namespace=benchmark", "nissa.port=0",
+                f"run.boundary_every={steps}", "run.host_width=8", "ray.namespace=benchmark", "nissa.port=0",
                 "forge.compile=never",
             ],
         )  # fmt: skip
         with connect(config, say=common.console.print) as session:
             session.up()
             run = session.submit(config)
-            session.wait(run)
+            with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=common.console) as bar:
+                task = bar.add_task("boundaries", total=boundaries)
+                session.wait(run, on_status=lambda status: bar.update(task, completed=_done(status)))
         rows = [json.loads(line) for line in (Path(home) / "runs" / run / "metrics.jsonl").read_text().splitlines()]
     totals = [row["boundary"]["total"] for row in rows]
     figures: dict[str, Any] = {
@@ -54,9 +58,14 @@ def measure(boundaries: int) -> dict[str, Any]:
     return figures
 
 
+def _done(status: dict[str, Any]) -> int:
+    progress = status["arms"][0]["progress"] or {}
+    return int(progress.get("epoch", 0))
+
+
 def main() -> None:
     given = common.parser(__doc__).parse_args()
-    common.run("boundary", BARS, lambda: measure(1050 if given.quick else 5000), given.json)
+    common.run("boundary", BARS, lambda: measure(*((1010, 4) if given.quick else (5000, 12))), given.json)
 
 
 if __name__ == "__main__":
