@@ -22,6 +22,10 @@ from typing import Any
 from esper_ray import build, cluster, runs
 from esper_ray.actors.resources import table
 from esper_ray.config import Config
+from esper_ray.contracts import codec
+from esper_ray.contracts.enums import BusMessageType
+from esper_ray.contracts.messages import AdaptationCommand
+from esper_ray.contracts.signing import Signer, load_keys
 from esper_ray.errors import ConfigError, EnvironmentFault, EsperError, RunError
 from esper_ray.oona.address import ENVIRONMENT_URL, resolve_redis
 from esper_ray.reliability import atomic
@@ -240,6 +244,22 @@ class Session:
     def stop(self, run_id: str) -> Status:
         """Ask a run to end with a checkpoint; it may go on for a moment."""
         return self._report("stop_run", run_id)
+
+    def order(self, run_id: str, command: AdaptationCommand) -> None:
+        """Give a run that is being trained an order, signed with this installation's key.
+
+        Raises:
+            RunError: it is not being trained now.
+        """
+        signer = Signer(load_keys(self.config.home / "keys" / "signing"), command.issued_by)
+        data = codec.encode_command(command)
+        sealed = signer.seal(data, BusMessageType.ADAPTATION_COMMAND, payload_type="AdaptationCommand")
+        if not self.ask("tolaria", "order", run_id, sealed):
+            raise RunError(
+                f"{run_id} is not being trained now.",
+                why="Only a run in training follows orders.",
+                remedy="See `esper status`; a run that was stopped goes on with `esper run --resume`.",
+            )
 
     def watch(self, run_id: str, *, poll_seconds: float = 0.3) -> Iterator[Status]:
         """The run's status again and again, the last one when it is over."""

@@ -19,7 +19,7 @@ from esper_ray.errors import EsperError
 from esper_ray.reliability.runqueue import Arm, Run, RunQueue
 
 _ASK_SECONDS = 1.0
-_AT_WORK = ("preparing", "training")
+_AT_WORK = ("preparing", "training", "paused")
 _log = logging.getLogger(__name__)
 
 

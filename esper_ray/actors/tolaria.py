@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -39,6 +40,7 @@ class TolariaActor:
         self._publisher = connect_publisher(self._config, source="tolaria")
         self._progress = dict(_IDLE)
         self._stop = threading.Event()
+        self._orders: deque[bytes] = deque()
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do a run, or go on with it; see `runtime` for the fields of ``request``.
@@ -51,6 +53,7 @@ class TolariaActor:
         from esper_ray.tolaria.trainer import Stopped, Trainer
 
         self._stop.clear()
+        self._orders.clear()
         named = {"run_id": request["run_id"], "arm": request["arm"]}
         self._progress = {**_IDLE, **named, "state": "preparing"}
         state = "failed"
@@ -82,6 +85,20 @@ class TolariaActor:
         return current
 
     @ray.method(concurrency_group="control")
+    def order(self, run_id: str, command: bytes) -> bool:
+        """Hand a person's signed command to the run, which looks for it before its next step; False: it is not trained.
+
+        The run checks the signature and tells of what it refuses.
+        """
+        current = self._progress.get("run_id") == run_id and self._progress.get("state") in ("training", "paused")
+        if current:
+            self._orders.append(command)
+        return current
+
+    def _take_orders(self) -> list[bytes]:
+        return [self._orders.popleft() for _ in range(len(self._orders))]
+
+    @ray.method(concurrency_group="control")
     def ping(self) -> dict[str, Any]:
         return {"name": "tolaria", "pid": os.getpid(), "version": esper_ray.build()}
 
@@ -101,6 +118,7 @@ class TolariaActor:
             publisher=self._publisher,
             backends=_backends(config),
             should_stop=self._stop.is_set,
+            orders=self._take_orders,
             on_progress=self._note,
         )
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import esper_ray
 from esper_ray import config as configuration
-from esper_ray.cli import show
+from esper_ray.cli import orders, show
 from esper_ray.cli.policy import app as policy_app
 from esper_ray.config import Config
 from esper_ray.errors import ConfigError, RunError
@@ -32,7 +32,7 @@ app.add_typer(settings_app, name="config")
 app.add_typer(policy_app, name="policy")
 app.add_typer(simic_app, name="simic")
 console = Console(highlight=False)
-_OF_THE_RUN = ("run", "optimizer", "seeds", "tamiyo")
+_OF_THE_RUN = ("run", "optimizer", "seeds", "tamiyo", "emergency")
 
 File = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with settings.", metavar="FILE")]
 Settings = Annotated[
@@ -250,6 +250,10 @@ def doctor(config: File = None, settings: Settings = None) -> None:
     show.findings(console, findings)
     if any(finding.verdict == "missing" for finding in findings):
         raise typer.Exit(1)
+
+
+for order in orders.COMMANDS:
+    app.command()(order)
 
 
 @settings_app.command("show")

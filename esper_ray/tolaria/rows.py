@@ -198,6 +198,7 @@ def progress(trainer: Trainer, row: Mapping[str, Any] | None = None) -> dict[str
         "state": "training",
         "epoch": trainer.epoch,
         "epochs": trainer.epochs,
+        "branch": trainer.garden.branch,
         "step": trainer.step,
         "steps": trainer.total_steps,
         "parameters": trainer.garden.parameter_count(),

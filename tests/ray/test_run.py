@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import ray
 from esper_ray.actors import crew
 from esper_ray.actors.resources import NAMES
 from esper_ray.config import Config
+from esper_ray.contracts.enums import CommandType
+from esper_ray.contracts.messages import AdaptationCommand, RollbackDirective
 from esper_ray.errors import ConfigError, EnvironmentFault, EsperError, RunError
 from esper_ray.runtime import Session
 from tests.ray.conftest import progress, until, variant
@@ -176,3 +179,24 @@ def test_what_the_cluster_lacks_is_reported_and_not_waited_for(system: Session, 
 
     with pytest.raises(EnvironmentFault, match=r"need 64\.9 CPU"):
         Session(small.model_copy(update={"ray": wish}), system.address, "", started=False).up()
+
+
+def test_a_run_in_training_follows_a_persons_order_to_go_back_and_another_is_refused(system: Session) -> None:
+    run_id = system.submit(system.config)
+    in_the_middle(system, run_id)
+    order = AdaptationCommand(
+        5, CommandType.ROLLBACK, run_id, 0, time.time_ns(), "somebody", rollback=RollbackDirective(1)
+    )
+
+    system.order(run_id, order)
+
+    ended_in_order(system, run_id)
+    folder = system.config.runs / run_id
+    (turn,) = [
+        json.loads(line) for line in (folder / "incidents.jsonl").read_text().splitlines() if "rollback/" in line
+    ]
+    assert (turn["to"], turn["branch"], turn["origin"], turn["how"]) == (1, 1, "somebody", "fast")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["branch"] for row in rows] == [0, *[1] * (len(rows) - 1)]
+    with pytest.raises(RunError, match="not being trained"):
+        system.order(run_id, order)

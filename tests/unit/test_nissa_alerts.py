@@ -101,7 +101,8 @@ def test_the_prometheus_rules_are_the_same_table() -> None:
             assert rule.condition.limit in BY_KEY[rule.metric].buckets, "the rule reads this bucket"
         else:
             assert isinstance(rule.condition, CountWithin | LastWas | Above)
-            assert BY_KEY[rule.metric].kind == "counter"
+            kind = "gauge" if isinstance(rule.condition, Above) else "counter"
+            assert BY_KEY[rule.metric].kind == kind
         if isinstance(rule.condition, LastWas):
             assert rule.condition.label in BY_KEY[rule.metric].labels
 
