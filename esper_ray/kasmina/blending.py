@@ -67,15 +67,18 @@ def blend(
     if alpha == 0.0:
         return h
     if mode is BlendMode.CONVEX:
-        return delta.to(h.dtype) if alpha == 1.0 else (1.0 - alpha) * h + alpha * delta
-    if alpha == 1.0:
-        return h + delta
-    if mode is BlendMode.CHANNEL:
-        return h + channel_alphas(alpha, h, kind) * delta
-    if mode is BlendMode.CONFIDENCE:
+        y = delta if alpha == 1.0 else (1.0 - alpha) * h + alpha * delta
+    elif alpha == 1.0:
+        y = h + delta
+    elif mode is BlendMode.CHANNEL:
+        y = h + channel_alphas(alpha, h, kind) * delta
+    elif mode is BlendMode.CONFIDENCE:
         assert margin is not None, "the gauge runs before the model does"
-        return h + sample_weights(alpha, margin, h, kind) * delta
-    return h + alpha * delta
+        y = h + sample_weights(alpha, margin, h, kind) * delta
+    else:
+        y = h + alpha * delta
+    # Under autocast the two may differ in type, and what follows the slot expects the host's.
+    return y.to(h.dtype)
 
 
 def channel_alphas(alpha: float, h: Tensor, kind: SlotKind) -> Tensor:

@@ -214,9 +214,12 @@ def test_a_model_without_classes_is_told_that_confidence_is_not_for_it(output):
         margins(output)
 
 
+@pytest.mark.parametrize(
+    ("host", "branch"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str
+)
 @pytest.mark.parametrize("mode", list(MODES))
-def test_what_leaves_the_slot_has_the_type_of_what_the_host_gives(mode):
-    h, delta = torch.randn(2, 8), torch.randn(2, 8, dtype=torch.bfloat16)
+def test_what_leaves_the_slot_has_the_type_of_what_the_host_gives(mode, host, branch):
+    h, delta = torch.randn(2, 8, dtype=host), torch.randn(2, 8, dtype=branch)
     for alpha in ALPHAS:
         y = blend(MODES[mode], h, delta, alpha, kind="vector", margin=torch.rand(2))
         assert y.dtype is h.dtype
