@@ -82,5 +82,9 @@ def attach(
         model, slots, from_loss(loss, score), optimizer, settings, epochs=epochs, accumulate=accumulate, system=system
     )
     if sample is not None:
-        grower.prepare(sample)
+        try:
+            grower.prepare(sample)
+        except BaseException:
+            grower.close()
+            raise
     return grower

@@ -128,6 +128,7 @@ class Grower:
         for slot in self._garden.slots:
             slot.wrap = torch.compiler.disable
         self._statistics = statistics.layer_statistics(self._graph, model)
+        self._sockets.forget()
         self._open_run()
 
     @property
@@ -264,8 +265,8 @@ class Grower:
         if missed:
             raise HostError(
                 f"The model's pass did not reach {', '.join(missed)}.",
-                why="It was compiled before it was attached, or a copy of it is trained.",
-                remedy="Attach the plain model first, compile it afterwards, and train that one.",
+                why="It, or another one of its class, was compiled before it was attached; or a copy of it is trained.",
+                remedy="Attach the plain model first, call torch.compiler.reset(), compile it, and train that one.",
             )
         if sockets.autocast is not None and sockets.autocast.enabled and sockets.autocast.dtype is torch.float16:
             raise HostError(

@@ -73,6 +73,11 @@ class Sockets:
         """Slots that no training pass has reached yet."""
         return [name for name in names if name not in self._reached]
 
+    def forget(self) -> None:
+        """Passes that were no training do not count."""
+        self._reached.clear()
+        self.autocast = None
+
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
