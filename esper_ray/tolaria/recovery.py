@@ -35,7 +35,7 @@ def go_back(trainer: Trainer, undo: Undo) -> None:
         trainer.orders.refused(undo, str(fault))
         return
     open_branch(trainer, turn)
-    _finish_turn(trainer, turn, times)
+    finish_turn(trainer, turn, times)
     if not undo.damage:
         trainer.emergency.raise_to(Level.ELEVATED, f"back to epoch {turn.to_epoch} by order of {turn.origin}")
     late = times.overdue(full=turn.full)
@@ -45,7 +45,7 @@ def go_back(trainer: Trainer, undo: Undo) -> None:
         raise halted(trainer, undo.reason, told=True)
 
 
-def _finish_turn(trainer: Trainer, turn: Turn, times: Times) -> None:
+def finish_turn(trainer: Trainer, turn: Turn, times: Times) -> None:
     """The rest, after Tamiyo, Kasmina and Tolaria: files, checkpoints, whoever watches."""
     passing("rollback.opened")
     trainer.recorder.rewind(turn.to_epoch, undone_by=turn.branch)
