@@ -42,7 +42,7 @@ def measure(boundaries: int, steps: int) -> dict[str, Any]:
             run = session.submit(config)
             with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=common.console) as bar:
                 task = bar.add_task("boundaries", total=boundaries)
-                session.wait(run, on_status=lambda status: bar.update(task, completed=_done(status)))
+                session.wait(run, on_status=lambda status: bar.update(task, completed=_done(status, boundaries)))
         rows = [json.loads(line) for line in (Path(home) / "runs" / run / "metrics.jsonl").read_text().splitlines()]
     totals = [row["boundary"]["total"] for row in rows]
     figures: dict[str, Any] = {
@@ -58,9 +58,9 @@ def measure(boundaries: int, steps: int) -> dict[str, Any]:
     return figures
 
 
-def _done(status: dict[str, Any]) -> int:
+def _done(status: dict[str, Any], boundaries: int) -> int:
     progress = status["arms"][0]["progress"] or {}
-    return int(progress.get("epoch", 0))
+    return boundaries if status["over"] else int(progress.get("epoch", 0))
 
 
 def main() -> None:

@@ -8,7 +8,9 @@ What must be equal is in `ending`; what may differ are times, and telemetry that
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import random
 import resource
@@ -32,6 +34,7 @@ from esper_ray import inprocess
 from esper_ray.contracts import codec
 from esper_ray.contracts.enums import BusMessageType, MessagePriority
 from esper_ray.contracts.ports import Kernel, KernelSpec
+from esper_ray.kasmina import export
 from esper_ray.kasmina.garden import Garden
 from esper_ray.reliability import atomic, failpoints
 from esper_ray.reliability.ids import digest
@@ -58,8 +61,12 @@ SETTINGS = (
     # Decisions at random besides the heuristic's: seeds are removed as well as kept.
     "tamiyo.exploration=0.3",
 )
-# Fields that hold a time.
-TIMES = frozenset({"seconds", "wall_seconds", "step_ms", "checkpoint_ms", "boundary", "ms", "at", "issued_at_ns"})
+DAMAGED_STEP = 27
+BACK = frozenset({"how", "told", "prepare", "commit", "confirm"})
+# Fields that hold a time, or that tell from where a run went back: a killed one has no memory to go back from.
+TIMES = frozenset(
+    {"seconds", "wall_seconds", "step_ms", "checkpoint_ms", "boundary", "ms", "at", "issued_at_ns"} | BACK
+)
 # Killed here, a run really exports its model; elsewhere its weights alone are written.
 EXPORTS = frozenset({"end.tested", "end.exported", "end.written"})
 DURABLE = frozenset({BusMessageType.FIELD_REPORT, BusMessageType.DECISION_RECORD})
@@ -67,15 +74,20 @@ DURABLE = frozenset({BusMessageType.FIELD_REPORT, BusMessageType.DECISION_RECORD
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One kill: at the ``nth`` passing of ``point``, or where that is empty ``after`` seconds from the start."""
+    """One kill: at the ``nth`` passing of ``point``, or where that is empty ``after`` seconds from the start.
+
+    ``again`` is after how many seconds the resumed run is killed too; 0 spares it.
+    """
 
     point: str = ""
     nth: int = 1
     after: float = 0.0
+    again: float = 0.0
 
     @property
     def name(self) -> str:
-        return f"{self.point}:{self.nth}" if self.point else f"after {self.after:.2f} s"
+        first = f"{self.point}:{self.nth}" if self.point else f"after {self.after:.2f} s"
+        return f"{first} and again after {self.again:.2f} s" if self.again else first
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +139,12 @@ class Laboratory:
     """Runs cases in ``folder``. Nothing may have computed a gradient in this process: torch could not be forked.
 
     Args:
-        settings: added to `SETTINGS`.
+        damaged: the runs meet damage at a step, and are rolled back.
     """
 
-    def __init__(self, folder: Path, *, settings: Iterable[str] = ()) -> None:
+    def __init__(self, folder: Path, *, damaged: bool = False) -> None:
         torch.set_num_threads(1)
-        self._folder, self._settings = folder, (*SETTINGS, *settings)
+        self._folder, self._damaged = folder, damaged
         _warm_up()
         whole = folder / "whole"
         (folder / "kernels").mkdir(parents=True)
@@ -151,14 +163,17 @@ class Laboratory:
         ]
 
     def random_cases(self, count: int, *, seed: int = 0) -> list[Case]:
-        """Kills at random moments of a run's life."""
+        """Kills at random moments of a run's life; every other one is killed twice."""
         draw = random.Random(seed)
-        return [Case(after=draw.uniform(0.05, self.seconds)) for _ in range(count)]
+        moments = [(draw.uniform(0.05, self.seconds), draw.uniform(0.05, self.seconds)) for _ in range(count)]
+        return [Case(after=first, again=again * (place % 2)) for place, (first, again) in enumerate(moments)]
 
     def examine(self, case: Case) -> Outcome:
         """Kill a run, resume it, compare."""
         home = self._folder / case.name.replace(" ", "-")
         killed = self._kill(case, home)
+        if case.again:
+            self._kill(Case(after=case.again), home)
         self._must_end(home, lambda: self._live(home, exports=case.point in EXPORTS))
         found = ending(home)
         differs = tuple(name for name, value in self.expected.items() if found.get(name) != value)
@@ -222,17 +237,43 @@ class Laboratory:
 
     def _live(self, home: Path, *, first: bool = False, exports: bool = False) -> None:
         passed = failpoints.watch() if first else None
-        config = configuration.load(None, [f"home={home}", *self._settings])
+        config = configuration.load(None, [f"home={home}", *SETTINGS])
         kernels = Stored(Store(self._folder / "kernels"), inprocess.LocalKernels() if first else None)
         if not (first or exports):
             trainer.export_model = _weights_only
         around = inprocess.surroundings(config, kernels=kernels, publisher=Mailbox(home / "mail"))
         assert isinstance(around.decider, inprocess.LocalDecider)
         resumes = (config.runs / RUN).exists()
-        Trainer(RunRequest(RUN, config, resume=resumes), around).run()
+        run = Trainer(RunRequest(RUN, config, resume=resumes), around)
+        if self._damaged:
+            _damage(run)
+        run.run()
         around.decider.tamiyo.close()
         if passed is not None:
             (home / "passings.json").write_text(json.dumps(passed))
+
+
+def survey(
+    folder: Path, points: Sequence[str], moments: int = 0, *, progress: Callable[[int, int], None] = lambda *_: None
+) -> list[Outcome]:
+    """Kill runs at all of ``points``, and at random moments; those of a rollback in runs that are rolled back.
+
+    Args:
+        progress: hears how many cases are done, and of how many.
+    """
+    turning = [point for point in points if point.startswith("rollback.")]
+    plain = Laboratory(folder / "plain")
+    plans = [(plain, [*plain.cases([p for p in points if p not in turning]), *plain.random_cases(moments)])]
+    if turning:
+        damaged = Laboratory(folder / "damaged", damaged=True)
+        plans.append((damaged, damaged.cases(turning)))
+    total, done = sum(len(cases) for _, cases in plans), itertools.count(1)
+    progress(0, total)
+    return [
+        outcome
+        for laboratory, cases in plans
+        for outcome in laboratory.examine_all(cases, lambda _: progress(next(done), total))
+    ]
 
 
 def _fork(home: Path, life: Callable[[], None]) -> int:
@@ -250,9 +291,23 @@ def _fork(home: Path, life: Callable[[], None]) -> int:
     os._exit(0)
 
 
+def _damage(run: Trainer) -> None:
+    """Once, in the middle of its first branch, a weight of the host is no number any more."""
+    step = run.train_step
+
+    def train_step() -> None:
+        if run.garden.branch == 0 and run.step == DAMAGED_STEP:
+            with torch.no_grad():
+                next(run.model.parameters()).fill_(math.nan)
+        step()
+
+    run.train_step = train_step  # type: ignore[method-assign]
+
+
 def _weights_only(garden: Garden, sample: torch.Tensor, folder: Path) -> dict[str, Any]:  # noqa: ARG001
     """In the place of an export that takes longer than all the rest: the same weights, without the program."""
-    weights = {name: value.detach().contiguous() for name, value in garden.model.state_dict().items()}
+    with export._registered(garden):
+        weights = {name: value.detach().clone().contiguous() for name, value in garden.model.state_dict().items()}
     atomic.write_bytes(folder / "model.safetensors", save(weights))
     return {}
 
@@ -287,6 +342,7 @@ def ending(home: Path) -> dict[str, Any]:
         "result": _timeless(json.loads((folder / "result.json").read_text())),
         "epochs": _rows(folder / "metrics.jsonl"),
         "events": _rows(folder / "events.jsonl"),
+        "incidents": _rows(folder / "incidents.jsonl"),
         "decisions": _decisions(folder),
         "reports": _reports(home),
         "reports sent": sorted(mail.get(int(BusMessageType.FIELD_REPORT), {})),
@@ -305,7 +361,7 @@ def _mail(home: Path) -> dict[int, dict[str, set[str]]]:
 
 
 def _rows(file: Path) -> list[Any]:
-    return [_timeless(json.loads(line)) for line in file.read_text().splitlines()]
+    return [_timeless(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def _timeless(value: Any) -> Any:

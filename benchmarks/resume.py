@@ -25,12 +25,15 @@ QUICK = (
 
 def measure(points: tuple[str, ...], moments: int) -> dict[str, Any]:
     """Do all cases, one after the other, and sum them up."""
-    with tempfile.TemporaryDirectory(prefix="esper-") as folder:
-        laboratory = kills.Laboratory(Path(folder) / "laboratory")
-        cases = [*laboratory.cases(points), *laboratory.random_cases(moments)]
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=common.console) as progress:
-            task = progress.add_task("killed and resumed", total=len(cases))
-            return kills.summary(laboratory.examine_all(cases, lambda _: progress.advance(task)))
+    with (
+        tempfile.TemporaryDirectory(prefix="esper-") as folder,
+        Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=common.console) as bar,
+    ):
+        task = bar.add_task("killed and resumed", total=None)
+        outcomes = kills.survey(
+            Path(folder) / "runs", points, moments, progress=lambda done, of: bar.update(task, completed=done, total=of)
+        )
+        return kills.summary(outcomes)
 
 
 def main() -> None:
