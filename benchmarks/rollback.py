@@ -10,8 +10,8 @@ from these states again and again, with two steps of training on top, and undone
 - ``all since``: from the fossil to before the seed.
 
 Each rollback is the real one: written down, Tamiyo told, seeds, model and optimizer rebuilt, compared bit for bit with
-what was saved, and tried. ``fast`` reads from memory, ``full`` from disk with its digest checked. ``whole`` has all that
-training waits for: the files and the checkpoint of the new branch as well, which follow the three parts.
+what was saved, and tried. ``fast`` reads from memory, ``full`` from disk with its digest checked. ``whole`` has all
+that training waits for: the files and the checkpoint of the new branch as well, which follow the three parts.
 """
 
 from __future__ import annotations
