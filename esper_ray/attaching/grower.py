@@ -26,9 +26,10 @@ from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.messages import SystemState
 from esper_ray.contracts.ports import RunOpening
 from esper_ray.contracts.signing import Signer, Verifier
-from esper_ray.errors import HostError
+from esper_ray.errors import ConfigError, HostError
 from esper_ray.kasmina.export import export_model
 from esper_ray.kasmina.garden import Garden
+from esper_ray.kasmina.limits import Limits
 from esper_ray.kasmina.slot import Seed
 from esper_ray.reliability.ids import new_run_id
 from esper_ray.tasks import hostgraph
@@ -38,7 +39,7 @@ from esper_ray.tasks.objective import Objective
 from esper_ray.tasks.propose import Proposal, propose
 from esper_ray.tolaria import rows, statistics
 from esper_ray.tolaria.boundary import Boundary
-from esper_ray.tolaria.costs import CostMeter
+from esper_ray.tolaria.costs import CostMeter, forward_flops
 from esper_ray.tolaria.measure import Quality, evaluate, measure_seeds
 
 if TYPE_CHECKING:
@@ -89,6 +90,12 @@ class Grower:
         accumulate: int,
         system: Session | None,
     ) -> None:
+        if config.run.max_step_ms:
+            raise ConfigError(
+                "run.max_step_ms does not work in a loop of your own.",
+                why="Your steps are not timed here.",
+                remedy="Use run.max_flops or run.max_parameters.",
+            )
         self.model, self.config, self.epochs = model, config, epochs
         self.name = new_run_id("own")
         self.proposals: tuple[Proposal, ...] = ()
@@ -125,6 +132,10 @@ class Grower:
             model, self.slots, self.config.seeds, self._around.kernels, self,
             run_seed=run.seed, max_parameters=run.max_parameters, lockstep=run.mode == "lockstep",
         )  # fmt: skip
+        self._garden.limits = Limits(flops=run.max_flops)
+        if run.max_flops:
+            with places.undisturbed(model):
+                self._garden.limits.host_flops = forward_flops(model, self._sample[:2])
         for slot in self._garden.slots:
             slot.wrap = torch.compiler.disable
         self._statistics = statistics.layer_statistics(self._graph, model)
@@ -326,6 +337,8 @@ class Grower:
                 epochs=self.epochs,
                 host_parameters=self.garden.parameter_count(),
                 max_parameters=self.config.run.max_parameters,
+                max_flops=self.config.run.max_flops,
+                host_flops=self.garden.limits.host_flops,
                 settings=self.config.tamiyo.model_dump(mode="json"),
                 graph=self._graph,
             )
