@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import esper_ray
 from esper_ray import config as configuration
 from esper_ray import inprocess
 from esper_ray.config import TamiyoConfig
@@ -178,3 +179,28 @@ def test_when_seed_after_seed_was_removed_the_heuristic_stops_growing(limit, gro
     view = lived(*FAILED * 2, give_up_after=limit)
     proposals = heuristic(view, view.config)
     assert [p.operation for p in proposals] == ([SeedOperation.GERMINATE] if grows else [])
+
+
+# In a loop of one's own
+
+
+def attached(home, *given):
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    settings = [f"home={home}", "run.mode=lockstep", *given]
+    return esper_ray.attach(
+        model, ["0"], loss=torch.nn.functional.cross_entropy, optimizer=optimizer, epochs=4,
+        sample=torch.zeros(2, 6), config=settings,
+    )  # fmt: skip
+
+
+def test_a_model_in_ones_own_loop_keeps_its_limit_on_flops(tmp_path):
+    limits = attached(tmp_path, "run.max_flops=150").garden.limits
+    assert limits.host_flops == 2 * (6 * 8 + 8 * 3)
+    assert "run.max_flops" in limits.refusal([], 100)
+    assert limits.refusal([], 5) == ""
+
+
+def test_a_limit_on_time_is_refused_where_steps_are_not_timed(tmp_path):
+    with pytest.raises(ConfigError, match="loop of your own"):
+        attached(tmp_path, "run.mode=live", "run.max_step_ms=5")
