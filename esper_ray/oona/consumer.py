@@ -27,6 +27,8 @@ Handler = Callable[[EventEnvelope], None]
 _BATCH = 32
 _BLOCK_MS = 500
 _RETRY_SECONDS = 0.2
+# While other messages are worked on, an emergency waits no longer than this and the one in hand.
+_LOOK_SECONDS = 0.02
 
 
 class Consumer:
@@ -62,7 +64,7 @@ class Consumer:
             clock=clock,
         )
         self._recent = _Recent()
-        self._claimed_at = float("-inf")
+        self._claimed_at = self._looked_at = float("-inf")
         self._ready = False
         self._counters: Counter[str] = Counter()
         self._stop = threading.Event()
@@ -97,7 +99,7 @@ class Consumer:
         if not self._ready:
             self._transport.ensure_group(self._group, self._streams)
             self._ready = True
-        settled = self._settle_all(self._read(tuple(name for name in self._streams if name == EMERGENCY)))
+        settled = self._settle_emergencies()
         settled += self._settle_all(self._claim())
         return settled + self._settle_all(self._read(self._streams, block_ms=0 if settled else block_ms))
 
@@ -116,6 +118,7 @@ class Consumer:
                 self._stop.wait(_RETRY_SECONDS)
             except Exception:
                 self._counters["faults"] += 1
+                self._breaker.failure()
                 log.exception("the reader of %s met a fault and goes on", self._group)
                 self._stop.wait(_RETRY_SECONDS)
             else:
@@ -140,10 +143,16 @@ class Consumer:
         self._counters["redelivered"] += len(taken)
         return taken
 
+    def _settle_emergencies(self) -> int:
+        self._looked_at = self._clock.monotonic()
+        return self._settle_all(self._read([name for name in self._streams if name == EMERGENCY]))
+
     def _settle_all(self, deliveries: Sequence[Delivery]) -> int:
         done: dict[str, list[str]] = {}
         try:
             for delivery in deliveries:
+                if delivery.stream != EMERGENCY and self._clock.monotonic() - self._looked_at > _LOOK_SECONDS:
+                    self._settle_emergencies()
                 if self._settle(delivery):
                     done.setdefault(delivery.stream, []).append(delivery.id)
         finally:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from esper_ray.oona.transport import BusAway, DeadLetter, Delivery, GroupState, StreamState
+from esper_ray.oona.transport import Appended, BusAway, DeadLetter, Delivery, GroupState, Settlement, StreamState
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 
 
@@ -28,6 +29,12 @@ class _Stream:
     entries: dict[int, bytes] = field(default_factory=dict)
     groups: dict[str, _Group] = field(default_factory=dict)
     dead: list[DeadLetter] = field(default_factory=list)
+    died: int = 0
+
+    def add(self, data: bytes) -> int:
+        id, self.next = self.next, self.next + 1
+        self.entries[id] = data
+        return id
 
 
 class MemoryTransport:
@@ -35,19 +42,27 @@ class MemoryTransport:
 
     def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self.away = False
+        self.run = uuid.uuid4().hex
         self._clock = clock
         self._changed = threading.Condition()
         self._streams: dict[str, _Stream] = {}
         self._depths: dict[str, int] = {}
 
-    def append(self, batch: Sequence[tuple[str, bytes]]) -> Mapping[str, int]:
+    def append(self, batch: Sequence[tuple[str, bytes]]) -> Appended:
         with self._changed:
-            for name, data in batch:
-                stream = self._stream(name)
-                stream.entries[stream.next] = data
-                stream.next += 1
+            ids = [self._stream(name).add(data) for name, data in batch]
             self._changed.notify_all()
-            return dict(self._depths)
+            return Appended([str(id) for id in ids], dict(self._depths))
+
+    def settled(self, streams: Sequence[str]) -> Settlement:
+        with self._changed:
+            self._check()
+            return Settlement(self.run, {name: str(_floor(self._stream(name))) for name in streams})
+
+    def missing(self, stream: str, ids: Sequence[str]) -> set[str]:
+        with self._changed:
+            held = self._stream(stream).entries
+            return {id for id in ids if int(id) not in held}
 
     def ensure_group(self, group: str, streams: Sequence[str]) -> None:
         with self._changed:
@@ -84,17 +99,37 @@ class MemoryTransport:
     def bury(self, group: str, delivery: Delivery, reason: str) -> None:
         with self._changed:
             stream = self._stream(delivery.stream)
-            stream.dead.append(DeadLetter(delivery.id, delivery.data, reason, group, delivery.count))
+            stream.died += 1
+            stream.dead.append(DeadLetter(str(stream.died), delivery.data, reason, group, delivery.count))
             self._group(stream, group).pending.pop(int(delivery.id), None)
 
     def dead_letters(self, stream: str, *, count: int = 100) -> list[DeadLetter]:
         with self._changed:
             return self._stream(stream).dead[:count]
 
+    def revive(self, stream: str, id: str) -> bool:
+        with self._changed:
+            letter = self._take_dead(stream, id)
+            if letter is not None:
+                self._stream(stream).add(letter.data)
+                self._changed.notify_all()
+            return letter is not None
+
+    def drop_dead(self, stream: str, id: str) -> bool:
+        with self._changed:
+            return self._take_dead(stream, id) is not None
+
+    def _take_dead(self, stream: str, id: str) -> DeadLetter | None:
+        dead = self._stream(stream).dead
+        letter = next((letter for letter in dead if letter.id == id), None)
+        if letter is not None:
+            dead.remove(letter)
+        return letter
+
     def trim(self, stream: str, *, keep: int) -> int:
         with self._changed:
             source = self._stream(stream)
-            owed = min((_first_owed(group) for group in source.groups.values()), default=source.next - keep)
+            owed = _floor(source) if source.groups else source.next - keep
             done = [id for id in source.entries if id < owed]
             for id in done:
                 del source.entries[id]
@@ -147,6 +182,12 @@ class MemoryTransport:
                 state.pending[id] = _Pending(now, 1)
                 found.append(Delivery(name, str(id), stream.entries[id], 1))
         return found
+
+
+def _floor(stream: _Stream) -> int:
+    """With no group, what is gone is kept for nobody."""
+    first = min(stream.entries, default=stream.next)
+    return min((_first_owed(group) for group in stream.groups.values()), default=first)
 
 
 def _first_owed(group: _Group) -> int:

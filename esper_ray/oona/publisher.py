@@ -1,7 +1,8 @@
 """The sending side. ``publish`` appends to a buffer in memory; one thread signs and sends.
 
-What is durable reaches the bus or the spool on disk. Telemetry waits in the bounded buffer while the bus is away,
-and what does not fit is dropped and counted. A message may arrive twice; its event id stays the same.
+What is durable reaches the bus or the spool on disk, and stays on disk at its sender until all readers have
+acknowledged it. Telemetry waits in the bounded buffer while the bus is away, and what does not fit is dropped and
+counted. A message may arrive twice; its event id stays the same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from esper_ray.errors import ContractError
 from esper_ray.oona.outbox import Outbox
 from esper_ray.oona.shedding import Shedder
 from esper_ray.oona.spool import Sealed, Spool
-from esper_ray.oona.streams import EMERGENCY, KINDS, is_durable, route
+from esper_ray.oona.streams import EMERGENCY, KINDS, is_durable, route, ttl_ms
 from esper_ray.oona.transport import Transport
 from esper_ray.reliability.breaker import Breaker
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
@@ -29,9 +30,10 @@ from esper_ray.reliability.ids import new_event_id
 
 log = logging.getLogger(__name__)
 
-_BATCH = 64
-_GATHER_SECONDS = 0.002
+_BATCH = 256
+_GATHER_SECONDS = 0.0005
 _IDLE_SECONDS = 1.0
+_PARTING_SECONDS = 0.5
 _REPORT_SECONDS = 1.0
 
 
@@ -76,12 +78,14 @@ class BusPublisher:
             on_change=self._breaker_changed,
         )
         self._counters: Counter[str] = Counter()
-        self._outbox = Outbox(transport, spool, self._breaker, clock=clock, counters=self._counters)
+        self._settled, self._busy = threading.Condition(), True
+        self._outbox = Outbox(
+            transport, spool, self._breaker, clock=clock, counters=self._counters, on_written=self._tell_waiting
+        )
         self._reported: Counter[str] = Counter()
         self._reported_at = clock.monotonic()
         self._breaker_points: deque[MetricPoint] = deque(maxlen=16)
         self._wake, self._hurry, self._stop = threading.Event(), threading.Event(), threading.Event()
-        self._settled, self._busy = threading.Condition(), True
         self._thread = threading.Thread(target=self._run, name=f"oona-publish-{source}", daemon=True)
         self._thread.start()
 
@@ -110,10 +114,15 @@ class BusPublisher:
             self._wake.set()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all that was published is on the bus; False when it is not within ``timeout`` seconds."""
+        """Wait until all that was published is on the bus, and on disk where it must not be lost.
+
+        Returns False when it is not within ``timeout`` seconds.
+        """
         self._wake.set()
         with self._settled:
-            return self._settled.wait_for(lambda: not self._busy and not self._waiting(), timeout)
+            return self._settled.wait_for(
+                lambda: not self._busy and not self._waiting() and self._outbox.written(), timeout
+            )
 
     def close(self, timeout: float = 2.0) -> None:
         """Send what is left within ``timeout`` seconds, spool what is durable of the rest, and end."""
@@ -125,8 +134,16 @@ class BusPublisher:
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """published, spooled, replayed, adopted, sent_again, failures, and dropped.* and shed.* by reason."""
+        """published, settled, spooled, replayed, adopted, sent_again, failures, and dropped.* and shed.* by reason.
+
+        ``settled`` are those that had to reach their readers, and that all of them have acknowledged.
+        """
         return dict(self._counters)
+
+    @property
+    def unsettled(self) -> int:
+        """How many messages are on the bus and not known to be acknowledged by all their readers."""
+        return self._outbox.unsettled
 
     @property
     def breaker(self) -> CircuitBreakerState:
@@ -140,11 +157,14 @@ class BusPublisher:
         while not self._stop.is_set():
             self._guarded(self._cycle)
             self._report()
-            with self._settled:
-                self._busy = False
-                self._settled.notify_all()
+            self._busy = False
+            self._tell_waiting()
             self._pause()
         self._guarded(self._leave)
+
+    def _tell_waiting(self) -> None:
+        with self._settled:
+            self._settled.notify_all()
 
     def _guarded(self, step: object) -> None:
         """The thread outlives any single fault: what it cannot do is logged and counted."""
@@ -157,36 +177,44 @@ class BusPublisher:
 
     def _pause(self) -> None:
         pause = _IDLE_SECONDS
+        if self._outbox.unsettled:
+            pause = min(pause, self._outbox.seconds_to_next_look())
         if self._waiting():
             pause = min(pause, self._outbox.seconds_to_next_try() or 0.0)
             if self._breaker.state is CircuitBreakerState.OPEN:
                 pause = 0.1
         self._wake.wait(pause)
-        if not self._urgent:
+        if not self._urgent and len(self._durable) + len(self._ordinary) < _BATCH:
             self._hurry.wait(_GATHER_SECONDS)
         self._hurry.clear()
         self._wake.clear()
         self._busy = True
 
     def _cycle(self) -> None:
-        if urgent := self._take(self._urgent):
-            self._outbox.send_urgent(self._seal(urgent))
+        self._send_urgent()
         # All of them before anything is tried again: what is owed must not wait in memory for a slow answer.
         for _ in range(0, len(self._durable), _BATCH):
             self._outbox.send_durable(self._seal(self._take(self._durable)))
-        if self._outbox.owed and not self._outbox.replay(_BATCH):
+            self._send_urgent()
+        if self._outbox.owed and not self._outbox.replay():
             return
         self._shedder.update(self._outbox.depths)
         if ordinary := self._admitted(self._take(self._ordinary)):
             sealed = self._seal(ordinary)
             if sealed and not self._outbox.send_ordinary(sealed):
                 self._ordinary.extendleft(reversed(ordinary))
+        self._outbox.settle()
+
+    def _send_urgent(self) -> None:
+        if urgent := self._take(self._urgent):
+            self._outbox.send_urgent(self._seal(urgent))
 
     def _leave(self) -> None:
         """Whatever could not be sent until now waits on disk for the next sender of this source."""
         for lane in (self._urgent, self._durable, self._ordinary):
             while batch := self._take(lane):
                 self._outbox.keep(self._seal(batch))
+        self._outbox.part(_PARTING_SECONDS)
         self._outbox.close()
 
     def _take(self, lane: deque[_Message]) -> list[_Message]:
@@ -212,6 +240,7 @@ class BusPublisher:
                     payload_type=KINDS[message.type].payload_type,
                     priority=message.priority,
                     event_id=message.event_id,
+                    ttl_ms=ttl_ms(message.type, message.priority),
                 )
             except ContractError as error:
                 self._counters[f"dropped.{error.reason}"] += 1

@@ -11,10 +11,19 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from esper_ray.oona.streams import dead_letters_of
-from esper_ray.oona.transport import BusAway, DeadLetter, Delivery, GroupState, StreamState
+from esper_ray.oona.transport import (
+    Appended,
+    BusAway,
+    DeadLetter,
+    Delivery,
+    GroupState,
+    Settlement,
+    StreamState,
+)
 
 _FIELD = b"e"
 _ANSWER_SECONDS = 2.0
+_MOST_SCANS = 16
 
 
 class RedisTransport:
@@ -29,14 +38,28 @@ class RedisTransport:
         self._find_url, self._prefix = find_url, f"{namespace}:"
         self._client: redis.Redis | None = None
 
-    def append(self, batch: Sequence[tuple[str, bytes]]) -> Mapping[str, int]:
+    def append(self, batch: Sequence[tuple[str, bytes]]) -> Appended:
         with self._connected() as client:
             pipeline = client.pipeline(transaction=False)
             for stream, data in batch:
                 pipeline.xadd(self._prefix + stream, {_FIELD: data})
             pipeline.hgetall(self._depths)
-            depths = pipeline.execute()[-1]
-        return {key.decode(): int(value) for key, value in depths.items()}
+            *ids, depths = pipeline.execute()
+        return Appended([id.decode() for id in ids], {key.decode(): int(value) for key, value in depths.items()})
+
+    def settled(self, streams: Sequence[str]) -> Settlement:
+        with self._connected() as client:
+            run: Any = client.info("server")
+            floors = {stream: self._floor(client, self._prefix + stream) for stream in streams}
+        return Settlement(str(run["run_id"]), {name: f"{floor[0]}-{floor[1]}" for name, floor in floors.items()})
+
+    def missing(self, stream: str, ids: Sequence[str]) -> set[str]:
+        with self._connected() as client:
+            pipeline = client.pipeline(transaction=False)
+            for id in ids:
+                pipeline.xrange(self._prefix + stream, id, id, 1)
+            found = pipeline.execute()
+        return {id for id, entries in zip(ids, found, strict=True) if not entries}
 
     def ensure_group(self, group: str, streams: Sequence[str]) -> None:
         with self._connected() as client:
@@ -67,14 +90,22 @@ class RedisTransport:
         ]
 
     def claim(self, group: str, consumer: str, stream: str, *, idle_ms: int, count: int) -> list[Delivery]:
-        key = self._prefix + stream
+        key, start = self._prefix + stream, "0-0"
+        taken: list[tuple[bytes, dict[bytes, bytes]]] = []
         with self._connected() as client:
-            answer: Any = client.xautoclaim(key, group, consumer, idle_ms, start_id="0-0", count=count)
-            taken = [(id, fields) for id, fields in answer[1] if id is not None]
-            if not taken:
-                return []
-            pending: Any = client.xpending_range(key, group, taken[0][0], taken[-1][0], count * 4, consumer)
-        counts = {entry["message_id"]: entry["times_delivered"] for entry in pending}
+            for _ in range(_MOST_SCANS):
+                answer: Any = client.xautoclaim(key, group, consumer, idle_ms, start_id=start, count=count - len(taken))
+                taken += [(id, fields) for id, fields in answer[1] if id is not None]
+                if any(id is None for id, _ in answer[1]):
+                    self._forget_removed(client, key, group, consumer)
+                start = answer[0].decode()
+                if start == "0-0" or len(taken) >= count:
+                    break
+            pipeline = client.pipeline(transaction=False)
+            for id, _ in taken:
+                pipeline.xpending_range(key, group, id, id, 1)
+            pending = pipeline.execute()
+        counts = {row["message_id"]: row["times_delivered"] for rows in pending for row in rows}
         return [Delivery(stream, id.decode(), fields.get(_FIELD, b""), counts.get(id, 1)) for id, fields in taken]
 
     def ack(self, group: str, stream: str, ids: Sequence[str]) -> None:
@@ -100,14 +131,34 @@ class RedisTransport:
             for id, fields in entries
         ]
 
+    def revive(self, stream: str, id: str) -> bool:
+        dead = self._prefix + dead_letters_of(stream)
+        with self._connected() as client, client.pipeline(transaction=True) as pipeline:
+            while True:
+                try:
+                    pipeline.watch(dead)
+                    found: Any = pipeline.xrange(dead, id, id, 1)
+                    if not found:
+                        return False
+                    pipeline.multi()
+                    pipeline.xadd(self._prefix + stream, {_FIELD: found[0][1][_FIELD]})
+                    pipeline.xdel(dead, id)
+                    pipeline.execute()
+                except redis.WatchError:
+                    continue
+                return True
+
+    def drop_dead(self, stream: str, id: str) -> bool:
+        with self._connected() as client:
+            return bool(client.xdel(self._prefix + dead_letters_of(stream), id))
+
     def trim(self, stream: str, *, keep: int) -> int:
         key = self._prefix + stream
         with self._connected() as client:
-            groups = self._groups(client, key)
-            if not groups:
+            if not self._groups(client, key):
                 return int(client.xtrim(key, maxlen=keep, approximate=False))
-            owed = min(self._first_owed(client, key, group) for group in groups)
-            return int(client.xtrim(key, minid=f"{owed[0]}-{owed[1]}", approximate=False))
+            floor = self._floor(client, key)
+            return int(client.xtrim(key, minid=f"{floor[0]}-{floor[1]}", approximate=False))
 
     def state(self, stream: str) -> StreamState:
         key = self._prefix + stream
@@ -141,16 +192,34 @@ class RedisTransport:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[redis.Redis]:
-        if self._client is None:
-            url = self._find_url()
-            if url is None:
-                raise BusAway("The bus has no address yet.", why="No Redis has been started for this system.")
-            self._client = connect(url)
         try:
+            if self._client is None:
+                url = self._find_url()
+                if url is None:
+                    raise BusAway("The bus has no address yet.", why="No Redis has been started for this system.")
+                self._client = connect(url)
             yield self._client
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, OSError, ValueError) as error:
+            # A ValueError: the address is none, or the answer is not what this command answers.
             self.close()
             raise BusAway("The bus cannot be used.", why=f"{type(error).__name__}: {error}.") from error
+
+    @staticmethod
+    def _forget_removed(client: redis.Redis, key: str, group: str, consumer: str) -> None:
+        """Somebody removed entries that were in work. Redis 6.2 hands their ids around for ever, newer ones do not."""
+        pending: Any = client.xpending_range(key, group, "-", "+", 1000, consumer)
+        for row in pending:
+            id = row["message_id"]
+            if not client.xrange(key, id, id, 1):
+                client.xack(key, group, id)
+
+    def _floor(self, client: redis.Redis, key: str) -> tuple[int, int]:
+        """The oldest id that a group has still to acknowledge or to be given; with no group, that there still is."""
+        if groups := self._groups(client, key):
+            return min(self._first_owed(client, key, group) for group in groups)
+        first: Any = client.xrange(key, count=1)
+        milliseconds, _, number = first[0][0].decode().partition("-") if first else ("0", "", "0")
+        return int(milliseconds), int(number)
 
     @staticmethod
     def _groups(client: redis.Redis, key: str) -> list[dict[str, Any]]:

@@ -1,24 +1,26 @@
 """Where a sender keeps what it owes while the bus is away: a journal on disk, replayed in order.
 
 Each sender has a spool of its own, locked while it lives. A new sender of the same source takes over what a dead
-one left behind.
+one left behind. The same file holds the ledger of what is on the bus and not yet acknowledged (`ledger`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from esper_ray.errors import EnvironmentFault
-from esper_ray.oona.streams import EMERGENCY
+from esper_ray.oona.streams import EMERGENCY, STREAMS
 from esper_ray.reliability.atomic import make_folder
-from esper_ray.reliability.journal import Journal
+from esper_ray.reliability.journal import Entry, Journal
 
 _URGENT, _OTHER = "urgent", "other"
+SENT = {stream: f"sent.{stream}" for stream in STREAMS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,11 @@ class Spool:
     def __init__(self, folder: Path, source: str) -> None:
         self._folder, self._source = make_folder(folder), source
         self._lock, self.path = self._own_name()
+        self._opening = threading.Lock()
         self._journal: Journal | None = None
-        self.count = 0
+        self.count = self.urgent = 0
         if self.path.exists():
-            self._open()
+            self.recount()
 
     def add(self, messages: Sequence[Sealed]) -> None:
         """Make the messages durable, in order; one that is there already is not added twice."""
@@ -60,7 +63,7 @@ class Spool:
             chosen = [message for message in messages if (message.stream == EMERGENCY) == (name == _URGENT)]
             if chosen:
                 journal.append_many(name, [(message.event_id.hex(), _pack(message)) for message in chosen])
-        self._recount()
+        self.recount()
 
     def head(self, limit: int) -> list[Owed]:
         """The oldest messages, emergencies before all others."""
@@ -70,13 +73,30 @@ class Spool:
         entries = urgent or self._journal.read(_OTHER, limit=limit)
         return [Owed(entry.seq, _unpack(bytes.fromhex(entry.key or ""), entry.payload)) for entry in entries]
 
-    def remove(self, owed: Sequence[Owed]) -> None:
-        """They are on the bus now."""
-        self._open().remove([item.number for item in owed])
-        self._recount()
+    def recount(self) -> None:
+        """Count anew what is owed."""
+        journal = self._open()
+        self.urgent = journal.count(_URGENT)
+        self.count = self.urgent + journal.count(_OTHER)
+
+    def store(self, entries: Sequence[tuple[str, str, bytes]], removing: Sequence[int]) -> None:
+        """Write entries (stream, key, bytes) of the ledger, and drop what has these numbers; any thread may.
+
+        Raises:
+            StorageFault: nothing of it is written.
+        """
+        self._open().write(((SENT[stream], key, data) for stream, key, data in entries), removing=removing)
+
+    def stored(self, stream: str, *, after: int, limit: int) -> list[Entry]:
+        """Entries of the ledger, oldest first."""
+        return [] if self._journal is None else self._journal.read(SENT[stream], after=after, limit=limit)
+
+    def count_stored(self) -> int:
+        """How many entries the ledger has on disk."""
+        return 0 if self._journal is None else sum(self._journal.count(name) for name in SENT.values())
 
     def adopt(self) -> int:
-        """Take over what dead senders of this source left; returns how many messages that were."""
+        """Take over what dead senders of this source left, ledgers included; returns how many messages they owed."""
         taken = 0
         for path in sorted(self._folder.glob(f"{self._source}-*.db")):
             if path == self.path:
@@ -89,12 +109,13 @@ class Spool:
 
     def close(self) -> None:
         """Release the spool; an empty one leaves no file behind."""
+        empty = not self.count and not self.count_stored()
         if self._journal is not None:
             self._journal.close()
             self._journal = None
-            if not self.count:
+            if empty:
                 _remove(self.path)
-        if not self.count:
+        if empty:
             _lock_path(self.path).unlink(missing_ok=True)
         self._lock.close()
 
@@ -107,6 +128,9 @@ class Spool:
         ]
         if messages:
             self.add(messages)
+        sent = [(stream, entry.key or "", entry.payload) for stream, name in SENT.items() for entry in left.read(name)]
+        if sent:
+            self.store(sent, ())
         left.close()
         _remove(path)
         _lock_path(path).unlink(missing_ok=True)
@@ -125,14 +149,10 @@ class Spool:
         )
 
     def _open(self) -> Journal:
-        if self._journal is None:
-            self._journal = Journal(self.path)
-            self._recount()
-        return self._journal
-
-    def _recount(self) -> None:
-        assert self._journal is not None
-        self.count = self._journal.count(_URGENT) + self._journal.count(_OTHER)
+        with self._opening:
+            if self._journal is None:
+                self._journal = Journal(self.path)
+            return self._journal
 
 
 def _pack(message: Sealed) -> bytes:

@@ -14,22 +14,28 @@ KERNELS = "oona.kernels"
 
 # Readers take them in this order, so an emergency overtakes whatever waits.
 STREAMS = (EMERGENCY, NORMAL, POLICY, KERNELS, TELEMETRY)
+_HOUR_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How one type of message is treated; what is ``durable`` is spooled to disk while the bus is away."""
+    """How one type of message is treated.
+
+    What is ``durable`` reaches its readers, however late. What is not is worth nothing after ``ttl_ms``: a reader that
+    finds it later counts it and leaves it.
+    """
 
     stream: str
     payload_type: str
     durable: bool
+    ttl_ms: int = 0
 
 
 KINDS: dict[BusMessageType, Kind] = {
-    BusMessageType.SYSTEM_STATE: Kind(NORMAL, "SystemStatePacket", durable=False),
+    BusMessageType.SYSTEM_STATE: Kind(NORMAL, "SystemStatePacket", durable=False, ttl_ms=_HOUR_MS),
     BusMessageType.ADAPTATION_COMMAND: Kind(NORMAL, "AdaptationCommand", durable=True),
     BusMessageType.FIELD_REPORT: Kind(NORMAL, "FieldReport", durable=True),
-    BusMessageType.TELEMETRY: Kind(TELEMETRY, "TelemetryPacket", durable=False),
+    BusMessageType.TELEMETRY: Kind(TELEMETRY, "TelemetryPacket", durable=False, ttl_ms=24 * _HOUR_MS),
     BusMessageType.POLICY_UPDATE: Kind(POLICY, "PolicyUpdate", durable=True),
     BusMessageType.KERNEL_PREFETCH_REQUEST: Kind(KERNELS, "KernelPrefetchRequest", durable=True),
     BusMessageType.KERNEL_PREFETCH_READY: Kind(KERNELS, "KernelPrefetchReady", durable=True),
@@ -49,6 +55,11 @@ def route(type: BusMessageType, priority: MessagePriority) -> str:
 def is_durable(type: BusMessageType, priority: MessagePriority) -> bool:
     """Whether a message must outlive a bus that is away."""
     return priority is MessagePriority.CRITICAL or KINDS[type].durable
+
+
+def ttl_ms(type: BusMessageType, priority: MessagePriority) -> int:
+    """After how long a message is worth nothing any more; 0 for never."""
+    return 0 if is_durable(type, priority) else KINDS[type].ttl_ms
 
 
 def dead_letters_of(stream: str) -> str:

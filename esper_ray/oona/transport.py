@@ -55,9 +55,42 @@ class StreamState:
     groups: Mapping[str, GroupState]
 
 
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The ids of what was added, in order, and the depths that the keeper last announced."""
+
+    ids: Sequence[str]
+    depths: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How far the readers are.
+
+    ``run`` names this life of the server: another one may have lost what the one before had accepted. ``floors`` has
+    for each stream an id; whatever is older is done with, acknowledged by all groups or kept for none.
+    """
+
+    run: str
+    floors: Mapping[str, str]
+
+
+def order(id: str) -> tuple[int, ...]:
+    """Ids compare in the order in which they were given."""
+    return tuple(int(part) for part in id.split("-"))
+
+
 class Transport(Protocol):
-    def append(self, batch: Sequence[tuple[str, bytes]]) -> Mapping[str, int]:
-        """Add (stream, envelope) pairs in order; returns the depths that the keeper last announced."""
+    def append(self, batch: Sequence[tuple[str, bytes]]) -> Appended:
+        """Add (stream, envelope) pairs in order."""
+        ...
+
+    def settled(self, streams: Sequence[str]) -> Settlement:
+        """Which messages of these streams nobody needs any more."""
+        ...
+
+    def missing(self, stream: str, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that the stream does not hold (any more)."""
         ...
 
     def ensure_group(self, group: str, streams: Sequence[str]) -> None:
@@ -80,7 +113,17 @@ class Transport(Protocol):
         """Move a message to the stream's dead letters and acknowledge it, both or neither."""
         ...
 
-    def dead_letters(self, stream: str, *, count: int = 100) -> list[DeadLetter]: ...
+    def dead_letters(self, stream: str, *, count: int = 100) -> list[DeadLetter]:
+        """The oldest dead letters of a stream."""
+        ...
+
+    def revive(self, stream: str, id: str) -> bool:
+        """Move a dead letter back to its stream, once; False when there is none of that id."""
+        ...
+
+    def drop_dead(self, stream: str, id: str) -> bool:
+        """Remove a dead letter for good; False when there is none of that id."""
+        ...
 
     def trim(self, stream: str, *, keep: int) -> int:
         """Remove what all groups have acknowledged; with no group, all but the newest ``keep``."""

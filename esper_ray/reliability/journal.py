@@ -76,11 +76,20 @@ class Journal:
         Raises:
             StorageFault: nothing of it is in the journal: the disk is full, or the file is locked or damaged.
         """
+        return self.write((stream, key, payload) for key, payload in items)
+
+    def write(self, items: Iterable[tuple[str, str | None, bytes]], *, removing: Sequence[int] = ()) -> list[int]:
+        """Append entries (stream, key, payload) and drop those numbered ``removing``, all in one commit.
+
+        Raises:
+            StorageFault: as `append_many`; nothing was dropped either.
+        """
         now = self._clock.now_ns()
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
-                numbers = [self._insert(stream, key, now, payload) for key, payload in items]
+                numbers = [self._insert(stream, key, now, payload) for stream, key, payload in items]
+                self._db.executemany("DELETE FROM entries WHERE seq = ?", [(number,) for number in removing])
                 passing("journal.inserted")
                 self._db.execute("COMMIT")
             except sqlite3.OperationalError as error:
@@ -141,11 +150,12 @@ class Journal:
             return int(self._db.execute("SELECT count(*) FROM entries WHERE stream = ?", (stream,)).fetchone()[0])
 
     def remove(self, numbers: Sequence[int]) -> None:
-        """Drop entries that are no longer owed to anyone."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("DELETE FROM entries WHERE seq = ?", [(number,) for number in numbers])
-            self._db.execute("COMMIT")
+        """Drop entries that are no longer owed to anyone.
+
+        Raises:
+            StorageFault: all of them are still there.
+        """
+        self.write((), removing=numbers)
 
     def remove_before(self, stream: str, at_ns: int) -> int:
         """Drop the entries of ``stream`` older than ``at_ns``; returns how many."""
