@@ -11,24 +11,23 @@ from torch import nn
 import esper_ray
 
 
-def main(epochs: int = 14) -> nn.Module:
+def main(epochs: int = 20) -> nn.Module:
     torch.manual_seed(0)
     images, labels = load_digits(return_X_y=True)
-    inputs, targets = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
-    train, held_out = (inputs[:1300], targets[:1300]), (inputs[1300:], targets[1300:])
-    model = nn.Sequential(nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 10))
-    optimizer, loss = torch.optim.AdamW(model.parameters(), lr=5e-3), nn.CrossEntropyLoss()
+    order = torch.randperm(len(labels))
+    inputs, targets = torch.tensor(images, dtype=torch.float32)[order] / 16, torch.tensor(labels)[order]
+    model = nn.Sequential(nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 10))
+    optimizer, loss = torch.optim.AdamW(model.parameters(), lr=3e-3), nn.CrossEntropyLoss()
 
     grower = esper_ray.attach(model, loss=loss, optimizer=optimizer, epochs=epochs, sample=inputs)
     for _ in range(epochs):
-        for chosen in torch.randperm(len(train[0])).split(32):
-            batch, wanted = train[0][chosen], train[1][chosen]
-            found = loss(model(batch), wanted)
+        for chosen in torch.randperm(1300).split(32):
+            found = loss(model(inputs[chosen]), targets[chosen])
             found.backward()
-            grower.step(batch, wanted, found)
+            grower.step(inputs[chosen], targets[chosen], found)
             optimizer.step()
             optimizer.zero_grad()
-        print(grower.epoch([held_out]))
+        print(grower.epoch([(inputs[1300:], targets[1300:])]))
     grower.close()
     return model
 

@@ -73,7 +73,7 @@ def resolve(path: str, folder: str) -> Callable[[], Any]:
     """
     name, _, attribute = path.partition(":")
     place = str(Path(folder or ".").resolve())
-    _forget(place)
+    _forget(name.partition(".")[0], place)
     sys.path.insert(0, place)
     importlib.invalidate_caches()
     try:
@@ -96,12 +96,12 @@ def resolve(path: str, folder: str) -> Callable[[], Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _forget(folder: str) -> None:
-    """Modules that came from that folder are imported anew: a training process outlives many edits of them."""
+def _forget(package: str, folder: str) -> None:
+    """That package, and all that came from the folder, is imported anew: a training process outlives many edits."""
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) or ""
-        ours = name.partition(".")[0] == "esper_ray" or name == "__main__"
-        if not ours and file.startswith(folder) and "site-packages" not in file:
+        file, top = getattr(module, "__file__", None) or "", name.partition(".")[0]
+        ours = top in ("esper_ray", "__main__") or "site-packages" in file
+        if not ours and (top == package or file.startswith(folder)):
             del sys.modules[name]
 
 
