@@ -1,4 +1,4 @@
-"""What the bus promises, whatever carries it: the same tests on the in-process transport and on Redis."""
+"""What the bus promises, whatever carries it: the same tests in this process and on each Redis (`carriers`)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from esper_ray.oona.bus import connect_consumer, connect_keeper, connect_publish
 from esper_ray.oona.consumer import Consumer
 from esper_ray.oona.memory import MemoryTransport
 from esper_ray.oona.publisher import BusPublisher
-from esper_ray.oona.redis_transport import RedisTransport
+from esper_ray.oona.redis_transport import RedisTransport, connect
 from esper_ray.oona.server import ManagedRedis
 from esper_ray.oona.streams import EMERGENCY, NORMAL, STREAMS, TELEMETRY
 from esper_ray.oona.transport import Transport
 from esper_ray.reliability.clock import ManualClock
+from tests.contract.carriers import SERVERS
 
 REPORT, TELEMETRY_TYPE, SIGNAL = (
     BusMessageType.FIELD_REPORT,
@@ -31,20 +32,22 @@ REPORT, TELEMETRY_TYPE, SIGNAL = (
 BUS = {"claim_seconds": 0.02, "max_deliveries": 3, "max_depth": 40, "resume_depth": 10}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagedRedis]:
-    managed = ManagedRedis(tmp_path_factory.mktemp("redis"))
+@pytest.fixture(scope="module", params=["memory", *SERVERS])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagedRedis | None]:
+    if request.param == "memory":
+        yield None
+        return
+    managed = ManagedRedis(tmp_path_factory.mktemp("redis"), binary=request.param)
     managed.start()
     yield managed
     managed.stop()
 
 
-@pytest.fixture(params=["memory", "redis"])
-def new_transport(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Transport]:
-    if request.param == "memory":
+@pytest.fixture
+def new_transport(server: ManagedRedis | None, tmp_path: Path) -> Callable[[], Transport]:
+    if server is None:
         shared = MemoryTransport()
         return lambda: shared
-    server = request.getfixturevalue("server")
     return lambda: RedisTransport(lambda: server.url, tmp_path.name)
 
 
@@ -305,3 +308,118 @@ def test_an_expired_message_is_counted_and_not_handed_over(rig: Rig) -> None:
     reader = rig.consumer()
     drain(reader, lambda: reader.counters.get("expired", 0) == 1)
     assert not rig.got
+
+
+def test_an_emergency_overtakes_what_its_reader_has_in_hand_already(rig: Rig) -> None:
+    clock, order = ManualClock(), []
+    sender = rig.publisher()
+
+    def handler(envelope: EventEnvelope) -> None:
+        order.append(envelope.payload)
+        clock.advance(0.015)
+        if envelope.payload == b"3":
+            sender.publish(SIGNAL, b"halt")
+            assert sender.flush(5)
+
+    for number in range(20):
+        sender.publish(REPORT, b"%d" % number)
+    assert sender.flush(5)
+    reader = connect_consumer(rig.config, "nissa", STREAMS, handler, name="a", transport=rig.transport, clock=clock)
+    drain(reader, lambda: len(order) == 21)
+    assert order.index(b"halt") <= 5, "not behind the rest of the batch"
+
+
+def test_however_much_is_in_work_the_deliveries_of_each_message_are_counted(rig: Rig) -> None:
+    sender = rig.publisher()
+    for number in range(400):
+        sender.publish(REPORT, b"%d" % number)
+    assert sender.flush(10)
+    rig.transport.ensure_group("g", STREAMS)
+    while rig.transport.read("g", "a", [NORMAL], count=100):
+        pass
+    for wanted in (2, 3):
+        taken = rig.transport.claim("g", "a", NORMAL, idle_ms=0, count=400)
+        assert [delivery.count for delivery in taken] == [wanted] * 400
+    assert rig.transport.claim("g", "a", NORMAL, idle_ms=60_000, count=400) == []
+
+
+def test_a_dead_letter_that_is_revived_has_its_effect_and_a_dropped_one_never(rig: Rig) -> None:
+    broken = True
+
+    def handler(envelope: EventEnvelope) -> None:
+        if broken:
+            raise RuntimeError("cannot digest this")
+        rig.got.append(envelope)
+
+    sender = rig.publisher()
+    for payload in (b"wanted", b"unwanted"):
+        sender.publish(REPORT, payload)
+    assert sender.flush(5)
+    reader = rig.consumer(handler)
+    drain(reader, lambda: rig.transport.state(NORMAL).dead == 2)
+    wanted, unwanted = rig.transport.dead_letters(NORMAL)
+    broken = False
+    assert rig.transport.revive(NORMAL, wanted.id)
+    assert not rig.transport.revive(NORMAL, wanted.id), "once"
+    assert rig.transport.drop_dead(NORMAL, unwanted.id)
+    assert not rig.transport.drop_dead(NORMAL, unwanted.id)
+    assert not rig.transport.revive(NORMAL, unwanted.id)
+    drain(reader, lambda: bool(rig.got))
+    assert rig.payloads() == [b"wanted"]
+    assert rig.transport.state(NORMAL).dead == 0
+
+
+def test_a_sender_forgets_a_message_when_all_groups_have_acknowledged_it(rig: Rig) -> None:
+    sender, keeper = rig.publisher(), connect_keeper(rig.config, transport=rig.transport)
+    quick = rig.consumer()
+    quick.poll()
+    rig.transport.ensure_group("slow", STREAMS)
+    for number in range(30):
+        sender.publish(REPORT, b"%d" % number)
+    assert sender.flush(5)
+    assert sender.unsettled == 30
+    drain(quick, lambda: len(rig.got) == 30)
+    keeper.round()
+    slow = rig.consumer(lambda _: None, "s", "slow")
+    drain(slow, lambda: sender.unsettled == 0)
+    assert sender.counters["settled"] == 30
+    sender.close()
+    assert not list((rig.config.home / "spool").iterdir()), "a sender that owes nothing leaves no file"
+
+
+def test_what_has_a_time_to_live_is_worth_nothing_after_it_and_what_is_owed_has_none(rig: Rig) -> None:
+    clock = ManualClock()
+    sender = connect_publisher(rig.config, "tolaria", transport=rig.transport, clock=clock)
+    state = BusMessageType.SYSTEM_STATE
+    sender.publish(REPORT, b"report")
+    sender.publish(state, b"old")
+    sender.publish(state, b"urgent", priority=MessagePriority.CRITICAL)
+    assert sender.flush(5)
+    clock.advance(2 * 3600)
+    sender.publish(state, b"new")
+    assert sender.flush(5)
+    reader = connect_consumer(rig.config, "g", STREAMS, rig.got.append, name="a", transport=rig.transport, clock=clock)
+    drain(reader, lambda: len(rig.got) == 3)
+    assert rig.payloads() == [b"urgent", b"report", b"new"]
+    assert reader.counters["expired"] == 1
+    assert rig.transport.state(NORMAL).groups["g"].pending == 0
+    sender.close()
+
+
+def test_entries_that_were_removed_by_hand_while_in_work_hold_nobody_up(
+    rig: Rig, server: ManagedRedis | None, tmp_path: Path
+) -> None:
+    if server is None:
+        pytest.skip("nobody can remove anything in this process")
+    sender = rig.publisher()
+    for number in range(3):
+        sender.publish(REPORT, b"%d" % number)
+    assert sender.flush(5)
+    rig.transport.ensure_group("nissa", STREAMS)
+    taken = rig.transport.read("nissa", "dead", [NORMAL], count=10)
+    client = connect(server.url)
+    client.xdel(f"{tmp_path.name}:{NORMAL}", taken[0].id, taken[1].id)
+    client.close()
+    reader = rig.consumer()
+    drain(reader, lambda: rig.transport.state(NORMAL).groups["nissa"].pending == 0)
+    assert rig.payloads() == [b"2"]
