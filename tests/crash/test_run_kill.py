@@ -50,7 +50,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     return {row["point"]: row for row in examine(tmp_path_factory.mktemp("kills"))}
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("point", tuple(failpoints.POINTS))
 def test_a_run_killed_at_this_point_and_resumed_ends_as_one_never_killed(
     outcomes: dict[str, dict[str, Any]], point: str
