@@ -6,7 +6,9 @@ inside of a file of another one. What a sample holds depends on the Python versi
 
 from __future__ import annotations
 
+import os
 import sysconfig
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,11 +29,16 @@ def source_files(folder: Path | None = None) -> dict[str, list[Path]]:
     """The library's source files by split, each list in the order of the paths."""
     root = folder or Path(sysconfig.get_paths()["stdlib"])
     found: dict[str, list[Path]] = {name: [] for name in ("train", "validation", "test")}
-    for file in sorted(root.rglob("*.py")):
-        path = file.relative_to(root)
-        if not _LEFT_OUT.intersection(path.parts):
-            found[_SPLIT_OF[derive_seed("pycode", path.as_posix()) % len(_SPLIT_OF)]].append(file)
+    for file in sorted(_walk(root)):
+        path = file.relative_to(root).as_posix()
+        found[_SPLIT_OF[derive_seed("pycode", path) % len(_SPLIT_OF)]].append(file)
     return found
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, inner, files in os.walk(root):
+        inner[:] = [name for name in inner if name not in _LEFT_OUT]
+        yield from (Path(folder, name) for name in files if name.endswith(".py"))
 
 
 def load_split(split: str, samples: int, context: int) -> tuple[Tensor, Tensor]:
