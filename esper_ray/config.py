@@ -133,6 +133,11 @@ class SeedConfig(Section):
     pcgrad: bool = Field(True, description="gradient surgery where live seeds share parameters; nowhere else")
     embargo_epochs: int = Field(5, ge=1, description="how long a culled slot rests; doubles for repeat offenders")
     shadow_share: float = Field(0.5, gt=0, le=1, description="share of the steps that train an isolated seed")
+    distill: bool = Field(
+        False, description="an isolated seed also learns to answer as the host does, where its measured memory fits"
+    )
+    distill_weight: float = Field(0.5, gt=0, lt=1, description="share of that in the seed's loss")
+    distill_temperature: float = Field(2.0, gt=0, description="temperature that softens both answers")
     blend_mode: Literal["residual", "channel", "confidence", "convex"] = Field(
         "residual",
         description="how a branch joins its slot: added to the host's path (residual), one channel after the other "

@@ -19,6 +19,7 @@ from esper_ray.contracts.enums import BlendMode
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.kasmina import isolation
 from esper_ray.kasmina.breakers import Breakers
+from esper_ray.kasmina.distillation import Teacher
 from esper_ray.kasmina.isolation import LossFunction
 from esper_ray.kasmina.leaks import Finding
 from esper_ray.kasmina.monitor import Monitor, Probe, Reading, Watch
@@ -38,6 +39,7 @@ class IsolatedTraining:
         self._witness = Witness(garden.model, garden.switch)
         self._monitor = Monitor(garden, self._witness.randomness)
         self.breakers = Breakers(garden)
+        self.teacher = Teacher(garden, self._witness.randomness)
         self._probe: Probe | None = None
         self._probed: list[Seed] = []
         # Compiled code passes the hooks by that look on at the model's own pass: shadow passes are whole ones then, and
@@ -60,7 +62,12 @@ class IsolatedTraining:
         return "watched" if garden.isolated_steps % every == min(1, every - 1) else "shadow"
 
     def way(self, inputs: Any) -> str:
-        """How the shadow pass on this batch will run: "from the slot" or "whole". They cost differently."""
+        """How the shadow pass on this batch will run, for they cost differently.
+
+        "from the slot", "whole", or "measured" where it is done beforehand to measure its memory.
+        """
+        if self.teacher.undecided:
+            return "measured"
         return "from the slot" if self._witness.matches(inputs) else "whole"
 
     def newcomer(self) -> None:
@@ -101,9 +108,12 @@ class IsolatedTraining:
         overwritten = self._witness.overwritten()
         seen = self._witness.take(inputs)
         watching = Watch(self._monitor, garden, isolated, seen, host_loss, targets, loss_function) if watch else None
+        lesson = self.teacher.lesson(isolated, inputs, targets, loss_function, seen)
         trace = self._trace(isolated)
         with trace.looking() if trace else contextlib.nullcontext():
-            loss = self._shadow(step, isolated, inputs, targets, loss_function, seen)
+            loss = self._shadow(step, isolated, inputs, targets, lesson or loss_function, seen)
+        if lesson is not None:
+            loss = lesson.task  # what the seed is worth is asked of the task alone
         self._plan(isolated, trace, overwritten)
         advantage = float(host_loss.detach() - loss)
         for each in isolated:

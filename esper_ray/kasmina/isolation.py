@@ -22,6 +22,11 @@ from esper_ray.kasmina.witness import Seen, resumed
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter is; the processor for a model without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def shadow_step(
     model: nn.Module,
     switch: Switch,

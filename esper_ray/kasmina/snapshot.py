@@ -50,7 +50,12 @@ def save(garden: Garden) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 tensors.update((f"{seed.number}.{name}", value) for name, value in seed.branch.state_dict().items())
         rows.append(row)
     counters = {name: getattr(garden, name) for name in _COUNTERS}
-    return {"slots": rows, "breakers": garden.isolated.breakers.save(), **counters}, tensors
+    return {
+        "slots": rows,
+        "distilling": garden.isolated.teacher.on,
+        "breakers": garden.isolated.breakers.save(),
+        **counters,
+    }, tensors
 
 
 def clear(garden: Garden) -> None:
@@ -67,6 +72,7 @@ def restore(garden: Garden, data: Mapping[str, Any], tensors: Mapping[str, Tenso
     """Bring a fresh garden into the saved state; kernels that were on their way are asked for again."""
     for name in _COUNTERS:
         setattr(garden, name, data[name])
+    garden.isolated.teacher.on = data.get("distilling")
     garden.isolated.breakers.load(data.get("breakers", {}))
     for slot, row in zip(garden.slots, data["slots"], strict=True):
         slot.stage = Stage(row["stage"])

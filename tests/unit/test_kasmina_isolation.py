@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,18 +12,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from esper_ray import config as configuration
 from esper_ray import inprocess
-from esper_ray.config import SeedConfig
-from esper_ray.contracts.enums import CircuitBreakerState, CommandType, SeedOperation
+from esper_ray.config import NissaConfig
+from esper_ray.contracts import codec
+from esper_ray.contracts.enums import BusMessageType, CircuitBreakerState
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
-from esper_ray.contracts.messages import AdaptationCommand, SeedDirective
-from esper_ray.contracts.ports import SlotInfo, SlotSignature
-from esper_ray.kasmina import isolation, snapshot
-from esper_ray.kasmina.garden import Garden
+from esper_ray.kasmina import isolation, kernels, snapshot
 from esper_ray.kasmina.leaks import Leak
 from esper_ray.kasmina.witness import Trace
-
-SIGNATURE = SlotSignature("conv", (8, 6, 6))
+from esper_ray.nissa.alerts import Alerts, alert_rules
+from esper_ray.tolaria.trainer import RunRequest, Trainer
+from tests.seed_worlds import Host, World, assert_same, weights
 
 
 @pytest.fixture(autouse=True)
@@ -32,114 +34,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-class Host(nn.Module):
-    """Three stages, with dropout, batch normalisation, a skip connection and a generator of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-        self.tail = nn.Sequential(nn.Conv2d(16, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
-        self.dropout = nn.Dropout(0.3)
-        self.head = nn.Linear(8, 4)
-        self.noise = torch.Generator().manual_seed(3)
-        self.ran: list[str] = []
-        for name in ("stem.0", "body.0", "tail.0", "head"):
-            self.get_submodule(name).register_forward_pre_hook(lambda _m, _i, name=name: self.ran.append(name))
-
-    def forward(self, x):
-        low = self.stem(x + 0.01 * torch.randn(x.shape, generator=self.noise))
-        high = self.body(self.dropout(low))
-        return self.head(self.dropout(self.tail(torch.cat([low, high], 1))).mean((2, 3)))
-
-
-class Loop:
-    """A trainer with a real optimizer: SGD over the host, and a group for each seed."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.optimizer = torch.optim.SGD([{"params": list(model.parameters()), "seed": 0}], lr=0.01)
-        self.kept = 0
-
-    def adopt(self, seed):
-        self.optimizer.add_param_group({"params": list(seed.branch.parameters()), "seed": seed.number})
-
-    def release(self, seed):
-        self.optimizer.param_groups[:] = [g for g in self.optimizer.param_groups if g["seed"] != seed.number]
-
-    def fossilise(self, seed):
-        pass
-
-    def leftovers(self, seed):
-        return 0
-
-    def foreign_groups(self, seed):
-        own = {id(p) for p in seed.branch.parameters()}
-        groups = [g for g in self.optimizer.param_groups if g["seed"] != seed.number]
-        return [g["seed"] for g in groups if any(id(p) in own for p in g["params"])]
-
-    def keep_checkpoint(self):
-        self.kept += 1
-        return 7
-
-    def planned_graft(self, seed):
-        return None
-
-    def record_graft(self, seed, step):
-        pass
-
-
-class World:
-    """A garden with one seed, and the steps of a small training."""
-
-    def __init__(self, host: nn.Module | None = None, slots=("body",), *, sow=(0,), **settings) -> None:
-        torch.manual_seed(0)
-        self.model = host or Host()
-        self.config = SeedConfig(**{"shadow_share": 1.0, "monitor_every": 1, **settings})
-        self.loop = Loop(self.model)
-        infos = tuple(SlotInfo(index, name, SIGNATURE) for index, name in enumerate(slots))
-        self.garden = Garden(
-            self.model, infos, self.config, inprocess.LocalKernels(), self.loop,
-            run_seed=7, max_parameters=10**6, lockstep=True,
-        )  # fmt: skip
-        for slot in sow:
-            assert self.sow(slot) == ""
-        self.generator = torch.Generator().manual_seed(1)
-        self.number = 0
-
-    def sow(self, slot: int = 0) -> str:
-        directive = SeedDirective(SeedOperation.GERMINATE, blueprint=4)
-        return self.garden.apply(
-            AdaptationCommand(1, CommandType.SEED, "r", 1, 0, "t", slot=slot, seed_directive=directive)
-        )
-
-    @property
-    def branch(self) -> nn.Module:
-        return self.garden.slots[0].seed.branch
-
-    def batch(self):
-        return torch.randn(8, 1, 6, 6, generator=self.generator), torch.randint(4, (8,), generator=self.generator)
-
-    def step(self) -> None:
-        inputs, targets = self.batch()
-        self.garden.before_step(self.number)
-        loss = F.cross_entropy(self.model(inputs), targets)
-        loss.backward()
-        due = self.garden.shadow_due(self.number)
-        if due:
-            self.garden.train_isolated(self.number, inputs, targets, F.cross_entropy, loss, watch=due == "watched")
-        self.loop.optimizer.step()
-        self.loop.optimizer.zero_grad(set_to_none=True)
-        self.number += 1
-
-    def diagnoses(self) -> list[str]:
-        return [event["diagnosis"] for event in self.garden.drain_events() if event["kind"] == "isolation"]
-
-    def go_live(self, alpha: float = 0.5) -> None:
-        slot = self.garden.slots[0]
-        slot.stage = slot.seed.stage = Stage.SHADOWING
-        slot.seed.alpha = alpha
-
-
 def from_the_slot(world: World, inputs) -> bool:
     return world.garden.isolated.way(inputs) == "from the slot"
 
@@ -148,15 +42,6 @@ def whole(world: World) -> None:
     """From now on this world's shadow passes are whole ones."""
     for seed in world.garden.seeds:
         seed.evidence["upstream"] = {"order": 0, "modules": {}}
-
-
-def weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert not [name for name in a if not torch.equal(a[name], b[name])]
 
 
 def quiet_host() -> Host:
@@ -554,14 +439,48 @@ def test_an_open_breaker_refuses_the_blueprint_until_its_embargo_is_over_also_af
         assert [event["value"] for event in changed] == [CircuitBreakerState.HALF_OPEN]
 
 
-def test_no_false_alarm_in_a_thousand_clean_steps():
-    """Each one watched, over a host with dropout, batch normalisation and a generator of its own; then live."""
-    world = World(max_stage_epochs=10_000)
-    for _ in range(700):
-        world.step()
-    assert world.garden.checks == 700
-    world.go_live(alpha=0.6)
-    for _ in range(301):
-        world.step()
-    assert world.garden.checks == 1000
-    assert world.garden.violations == 0
+class Bus:
+    """A publisher that keeps the telemetry."""
+
+    def __init__(self):
+        self.packets = []
+
+    def publish(self, kind, payload, **_):
+        if kind is BusMessageType.TELEMETRY:
+            self.packets.append(codec.decode_telemetry(payload))
+
+
+def test_a_leaking_block_in_a_real_run_is_culled_the_host_unharmed_and_the_alert_fires(tmp_path, monkeypatch):
+    settings = [
+        f"home={tmp_path}", "run.dataset=digits", "run.mode=lockstep", "run.epochs=5", "run.boundary_every=0",
+        "run.host_width=8", "tamiyo.plateau_rate=10", "tamiyo.seeds_at_once=1", "run.device=cpu",
+        "seeds.monitor_every=2", "seeds.training_epochs=3",
+    ]  # fmt: skip
+    config = configuration.load(None, settings)
+    bus = Bus()
+    trainer = Trainer(RunRequest("r", config), replace(inprocess.surroundings(config), publisher=bus))
+    weight = trainer.model.stage1[0].weight
+    bear = kernels.bear
+
+    def leaking(*what, **named):
+        block = bear(*what, **named)
+        plain = block.forward
+        block.forward = lambda h: plain(h) * (1 + 0 * weight.mean())
+        return block
+
+    monkeypatch.setattr(kernels, "bear", leaking)
+    result = trainer.run()
+    alone = Trainer(RunRequest("alone", config, arm="host"), inprocess.surroundings(config))
+    alone.run()
+    assert_same(weights(trainer.model), weights(alone.model))
+    assert result["isolation_violations"] == 3
+    events = [json.loads(line) for line in (trainer.folder / "events.jsonl").read_text().splitlines()]
+    told = [event for event in events if event["kind"] == "isolation"]
+    assert all("shared parameter: it computes with the host's stage1.0.weight" in event["diagnosis"] for event in told)
+    culled = next(event for event in events if event["kind"] == "stage" and event["to"] == "CULLED")
+    assert "is kept on disk" in culled["reason"]
+    points = [(packet, point) for packet in bus.packets for point in packet.metrics]
+    assert 2.0 in [point.value for _, point in points if point.key == "ob" and "isolation" in point.labels["breaker"]]
+    alerts = Alerts(alert_rules(NissaConfig()))
+    fired = [alerts.observe(point, run="r", at_ns=packet.timestamp_ns) for packet, point in points]
+    assert [alert.name for alert in fired if alert is not None and alert.firing] == ["kasmina_isolation_violation"]
