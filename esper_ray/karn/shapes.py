@@ -55,6 +55,11 @@ def rank(c: int, wanted: float) -> int:
     return max(1, min(c, round(wanted)))
 
 
+def half(c: int) -> int:
+    """Half of the channels, rounded up."""
+    return (c + 1) // 2
+
+
 def conv_weights(c_in: int, c_out: int, kernel: int = 1, groups: int = 1) -> int:
     """Weights of a convolution without bias; its FLOPs are twice that at each output position."""
     return c_in // groups * c_out * kernel * kernel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import nn
@@ -10,14 +10,14 @@ from torch import nn
 from esper_ray.contracts.enums import BlueprintTier
 from esper_ray.contracts.ports import KernelSpec, SlotSignature
 from esper_ray.errors import BlueprintError
-from esper_ray.karn.blueprints import attention, convolution, pointwise
+from esper_ray.karn.blueprints import attention, convolution, multiscale, pointwise, positions, quarantined, sequence
 from esper_ray.karn.blueprints.layers import reset
 from esper_ray.karn.catalog import CATALOG
 from esper_ray.reliability.ids import derive_seed
 
 __all__ = ["build", "reset"]
 
-_MODULES: Mapping[str, Callable[[SlotSignature, Mapping[str, float]], nn.Module]] = {
+MODULES: Mapping[str, Callable[[SlotSignature, Mapping[str, float]], nn.Module]] = {
     "BP001": pointwise.Identity,
     "BP002": pointwise.ChannelAffine,
     "BP003": pointwise.NormalisedActivation,
@@ -33,7 +33,41 @@ _MODULES: Mapping[str, Callable[[SlotSignature, Mapping[str, float]], nn.Module]
     "BP013": convolution.SingleConvolution,
     "BP014": convolution.InvertedBottleneck,
     "BP015": convolution.Factorised,
+    "BP016": multiscale.DilatedPyramid,
+    "BP017": multiscale.HalfResolution,
+    "BP018": multiscale.Ghost,
+    "BP019": multiscale.Hierarchical,
+    "BP020": multiscale.Shift,
     "BP021": attention.SpatialGate,
+    "BP022": attention.NeighbourGate,
+    "BP023": attention.CoordinateGate,
+    "BP024": attention.GlobalContext,
+    "BP025": attention.StyleGate,
+    "BP026": attention.LargeKernelGate,
+    "BP027": positions.SelfAttention,
+    "BP028": positions.LinearAttention,
+    "BP029": sequence.CausalMLP,
+    "BP030": positions.AxialAttention,
+    "BP031": pointwise.Memory,
+    "BP032": pointwise.Mixture,
+    "BP033": multiscale.DynamicDepthwise,
+    "BP034": sequence.DynamicConvolution,
+    "BP035": sequence.StateSpace,
+    "BP036": sequence.GatedRecurrence,
+    "BP037": sequence.SelectiveStateSpace,
+    "BP038": positions.NeighbourGraph,
+    "BP039": pointwise.ConditionalLowRank,
+    "BP040": multiscale.Deformable,
+    "BP041": multiscale.SpectralFilter,
+    "BP042": multiscale.WeightTied,
+    "BP043": quarantined.Exploding,
+    "BP044": quarantined.Vanishing,
+    "BP045": quarantined.Severed,
+    "BP046": quarantined.TimeBomb,
+    "BP047": quarantined.Hanging,
+    "BP048": quarantined.Leaking,
+    "BP049": quarantined.Intruding,
+    "BP050": quarantined.Overbearing,
 }
 
 
@@ -45,6 +79,7 @@ def build(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     tier_ceiling: BlueprintTier = BlueprintTier.SAFE,
+    approved: Collection[str] = frozenset(),
 ) -> nn.Module:
     """The branch ``delta`` of ``y = h + alpha * delta(h)``, newborn: shape-preserving, at its usual scale.
 
@@ -52,12 +87,13 @@ def build(
         generator: where the birth weights come from; without one they are a function of the kernel's name. torch's
             global generators are never touched.
         device: where the block lives; the signature's device by default.
-        tier_ceiling: the highest tier that is approved here.
+        tier_ceiling: the highest tier that is approved here as a whole.
+        approved: blueprints above it that are approved one by one.
 
     Raises:
         BlueprintError: unknown, not approved, out of bounds, or no fit for the slot.
     """
-    blueprint = CATALOG.get(blueprint_id, tier_ceiling=tier_ceiling)
+    blueprint = CATALOG.get(blueprint_id, tier_ceiling=tier_ceiling, approved=approved)
     blueprint.check_fit(signature)
     values = blueprint.resolve(parameters)
     dtype = getattr(torch, signature.dtype, None)
@@ -65,6 +101,6 @@ def build(
         raise BlueprintError(f"{signature.dtype!r} is no type of a tensor.", remedy="Use float32 or bfloat16.")
     if generator is None:
         generator = torch.Generator().manual_seed(derive_seed(KernelSpec(blueprint_id, signature, values).key))
-    module = _MODULES[blueprint_id](signature, values).to(dtype).to_empty(device=device or signature.device)
+    module = MODULES[blueprint_id](signature, values).to(dtype).to_empty(device=device or signature.device)
     reset(module, generator)
     return module

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper_ray.contracts.ports import SlotSignature
@@ -52,6 +53,30 @@ class Projection(nn.Linear):
     def __init__(self, c_in: int, c_out: int, *, gain: float, bias: bool = False) -> None:
         super().__init__(c_in, c_out, bias=bias, device="meta")
         self.gain = gain
+
+
+class CausalConvolution(Convolution):
+    """A depthwise convolution along a sequence, [N, T, C] -> [N, T, C]: position t sees t - kernel + 1 to t."""
+
+    def __init__(self, c: int, kernel: int, *, gain: float) -> None:
+        super().__init__(c, c, (1, kernel), gain=gain, groups=c)
+        self.padding = (0, 0)
+
+    def forward(self, h: Tensor) -> Tensor:
+        past = F.pad(h.transpose(1, 2).unsqueeze(2), (self.kernel_size[1] - 1, 0))
+        return super().forward(past).squeeze(2).transpose(1, 2)
+
+
+class Table(nn.Module):
+    """Free values that belong to no map: born evenly spaced from ``low`` to ``high``, with noise of ``deviation``."""
+
+    def __init__(self, *shape: int, low: float = 0.0, high: float = 0.0, deviation: float = 0.0) -> None:
+        super().__init__()
+        self.low, self.high, self.deviation = low, high, deviation
+        self.weight = nn.Parameter(torch.empty(shape, device="meta"))
+
+    def forward(self) -> Tensor:
+        return self.weight
 
 
 def pointwise(
@@ -104,6 +129,10 @@ def reset(module: nn.Module, generator: torch.Generator) -> None:
                 part.weight.copy_(drawn.normal_(0.0, deviation, generator=generator))
                 if part.bias is not None:
                     part.bias.zero_()
+            elif isinstance(part, Table):
+                drawn = torch.empty(part.weight.shape, device=generator.device)
+                drawn.normal_(0.0, part.deviation, generator=generator)
+                part.weight.copy_(drawn + torch.linspace(part.low, part.high, drawn.shape[-1], device=drawn.device))
             elif isinstance(part, nn.GroupNorm | nn.LayerNorm):
                 part.weight.fill_(1.0)
                 part.bias.zero_()

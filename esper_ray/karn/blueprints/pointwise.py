@@ -91,3 +91,68 @@ class GatedMLP(Branch):
         value, gate = self.widen(self.norm(h)).chunk(2, dim=self.channel_dim)
         out: Tensor = self.narrow(value * F.silu(gate))
         return out
+
+
+class Memory(Branch):
+    """Attention to learned key and value vectors in the place of other positions: ``values(softmax(keys(norm(h))))``.
+
+    Keys are born three times as long as usual: at unit scale the attention would hardly differ between positions.
+    """
+
+    def __init__(self, signature: SlotSignature, parameters: Parameters) -> None:
+        super().__init__(signature, parameters)
+        c, places = shapes.channels(signature), round(parameters["places"])
+        self.channel_dim = 1 if signature.kind == "conv" else -1
+        self.norm = norm(signature, c)
+        self.keys = pointwise(signature, c, places, gain=3.0 * LINEAR)
+        self.values = pointwise(signature, places, c, gain=LINEAR)
+        self.settle = norm(signature, c)
+
+    def body(self, h: Tensor) -> Tensor:
+        attention = self.keys(self.norm(h)).softmax(dim=self.channel_dim)
+        out: Tensor = self.settle(self.values(attention))
+        return out
+
+
+class Mixture(Branch):
+    """Several small MLPs; a softmax over them at each position says how much each contributes."""
+
+    def __init__(self, signature: SlotSignature, parameters: Parameters) -> None:
+        super().__init__(signature, parameters)
+        c = shapes.channels(signature)
+        self.experts, self.inner = round(parameters["experts"]), shapes.hidden(c, parameters["expansion"])
+        self.channel_dim = 1 if signature.kind == "conv" else -1
+        self.norm = norm(signature, c)
+        self.route = pointwise(signature, c, self.experts, gain=LINEAR)
+        self.widen = pointwise(signature, c, self.experts * self.inner, gain=LINEAR, bias=True)
+        self.narrow = pointwise(signature, self.experts * self.inner, c, gain=0.85 * GELU)
+
+    def body(self, h: Tensor) -> Tensor:
+        x = self.norm(h)
+        shares = self.route(x).softmax(dim=self.channel_dim) * self.experts
+        weights = shares.repeat_interleave(self.inner, dim=self.channel_dim)
+        out: Tensor = self.narrow(F.gelu(self.widen(x)) * weights)
+        return out
+
+
+class ConditionalLowRank(Branch):
+    """A linear map of low rank whose middle is scaled by the sample itself: a different matrix for each input.
+
+    The scales come from the mean over a map, or from the position's own features in sequences and vectors.
+    """
+
+    def __init__(self, signature: SlotSignature, parameters: Parameters) -> None:
+        super().__init__(signature, parameters)
+        c = shapes.channels(signature)
+        rank = shapes.rank(c, parameters["rank"])
+        self.on_map = signature.kind == "conv"
+        self.norm = norm(signature, c)
+        self.down = pointwise(signature, c, rank, gain=LINEAR)
+        self.scales = pointwise(signature, c, rank, gain=LINEAR, bias=True)
+        self.up = pointwise(signature, rank, c, gain=LINEAR)
+
+    def body(self, h: Tensor) -> Tensor:
+        x = self.norm(h)
+        given = F.group_norm(h.mean(dim=(2, 3), keepdim=True), 1) if self.on_map else x
+        out: Tensor = self.up(self.down(x) * self.scales(given))
+        return out
