@@ -39,6 +39,7 @@ class Cable:
         self._passing.set()
         self._cut = False
         self._ends: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
@@ -61,8 +62,8 @@ class Cable:
         self._passing.set()
         self._listener.close()
         self.cut()
-        for end in self._ends:
-            end.close()
+        for thread in self._threads:
+            thread.join()
 
     def _accept(self) -> None:
         while True:
@@ -70,13 +71,18 @@ class Cable:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            if self._cut:
+            try:
+                far = None if self._cut else socket.create_connection(("127.0.0.1", self._to))
+            except OSError:
+                far = None
+            if far is None:
                 near.close()
                 continue
-            far = socket.create_connection(("127.0.0.1", self._to))
             self._ends += [near, far]
             for source, target in ((near, far), (far, near)):
-                threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+                thread = threading.Thread(target=self._carry, args=(source, target), daemon=True)
+                self._threads.append(thread)
+                thread.start()
 
     def _carry(self, source: socket.socket, target: socket.socket) -> None:
         try:
@@ -88,6 +94,7 @@ class Cable:
         finally:
             _shut(source)
             _shut(target)
+            source.close()
 
 
 def _shut(end: socket.socket) -> None:
