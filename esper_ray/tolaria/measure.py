@@ -64,36 +64,41 @@ def measure_seeds(
             losses[off] = evaluate(garden.model, split, meter, (structure, "without", *sorted(off))).losses
         finally:
             garden.switch.off = NOBODY
-    found = credit(losses, numbers, rule)
+    found, drifts = credit(losses, numbers, rule), _drifts(garden, split, meter, structure)
     measured = {
         seed.number: SeedMeasurement(
             found.single[seed.number].mean,
             found.single[seed.number].error,
-            **_drift(garden, seed, split, meter, structure),
+            **drifts[seed.number],
         )
         for seed in live
     }
     return measured, found
 
 
-def _drift(garden: Garden, seed: Seed, split: Split, meter: CostMeter, structure: object) -> dict[str, float]:
-    """How the slot's output differs with the seed on and off, on one chunk, by the names of `SeedMeasurement`."""
-    seen: list[tuple[Tensor, Tensor]] = []
+def _drifts(garden: Garden, split: Split, meter: CostMeter, structure: object) -> dict[int, dict[str, float]]:
+    """How the output of each live seed's slot differs with the seed on and off, on one chunk, by `SeedMeasurement`'s names.
 
-    def observe(each: Seed, h: Tensor, y: Tensor) -> None:
-        if each is seed:
-            seen.append((h, y))
+    One pass shows all of them; where a model is passed more than once, as for its own margin, the last pass counts.
+    """
+    seen: dict[int, dict[str, float]] = {}
+
+    def observe(seed: Seed, h: Tensor, y: Tensor) -> None:
+        seen[seed.number] = _drift(h, y)
 
     model = garden.model
     model.eval()
     garden.switch.observer = observe
     try:
-        with torch.no_grad(), meter.charge(("drift", structure, seed.number), len(split.targets[: split.chunk])):
+        with torch.no_grad(), meter.charge(("drift", structure), len(split.targets[: split.chunk])):
             model(split.inputs[: split.chunk])
     finally:
         garden.switch.observer = None
         model.train()
-    h, y = seen[-1]
+    return seen
+
+
+def _drift(h: Tensor, y: Tensor) -> dict[str, float]:
     deviation = h.std().clamp_min(1e-12)
     return {
         "cosine": float(F.cosine_similarity(h.flatten(1), y.flatten(1), dim=1).mean()),
