@@ -66,18 +66,14 @@ def measure_seeds(
             garden.switch.off = NOBODY
     found, drifts = credit(losses, numbers, rule), _drifts(garden, split, meter, structure)
     measured = {
-        seed.number: SeedMeasurement(
-            found.single[seed.number].mean,
-            found.single[seed.number].error,
-            **drifts[seed.number],
-        )
-        for seed in live
+        number: SeedMeasurement(found.single[number].mean, found.single[number].error, **drifts[number])
+        for number in numbers
     }
     return measured, found
 
 
 def _drifts(garden: Garden, split: Split, meter: CostMeter, structure: object) -> dict[int, dict[str, float]]:
-    """How the output of each live seed's slot differs with the seed on and off, on one chunk, by `SeedMeasurement`'s names.
+    """How what leaves each live seed's slot differs with the seed on and off, on one chunk; names of `SeedMeasurement`.
 
     One pass shows all of them; where a model is passed more than once, as for its own margin, the last pass counts.
     """
