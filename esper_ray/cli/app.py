@@ -13,6 +13,7 @@ from rich.console import Console
 import esper_ray
 from esper_ray import config as configuration
 from esper_ray.cli import orders, show
+from esper_ray.cli.bus import app as bus_app
 from esper_ray.cli.policy import app as policy_app
 from esper_ray.config import Config
 from esper_ray.errors import ConfigError, RunError
@@ -30,6 +31,7 @@ app = typer.Typer(
 settings_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(settings_app, name="config")
 app.add_typer(policy_app, name="policy")
+app.add_typer(bus_app, name="bus")
 app.add_typer(simic_app, name="simic")
 console = Console(highlight=False)
 _OF_THE_RUN = ("run", "optimizer", "seeds", "tamiyo", "emergency")
@@ -178,6 +180,23 @@ def with_flags(file: Path | None, settings: list[str] | None, *, fast: bool, liv
     if live is not None:
         flags.append(f"run.mode={'live' if live else 'lockstep'}")
     return configuration.load(file, [*flags, *(settings or ())])
+
+
+@app.command()
+def slots(
+    task: Annotated[str, typer.Argument(help="A task, or your function as package.module:function.", metavar="TASK")],
+    config: File = None,
+    settings: Settings = None,
+) -> None:
+    """Show where seeds could grow in a task's model, and why there: what `slots="auto"` takes.
+
+    Example: `esper slots examples.own_model:build`
+    """
+    from esper_ray.attaching import as_table
+    from esper_ray.tasks import proposals
+
+    loaded = _load(config, [*(settings or []), f"run.task={task}"])
+    console.print(as_table(proposals(loaded.run, loaded.home / "data")), soft_wrap=True, markup=False)
 
 
 @app.command()

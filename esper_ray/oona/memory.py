@@ -103,9 +103,9 @@ class MemoryTransport:
             stream.dead.append(DeadLetter(str(stream.died), delivery.data, reason, group, delivery.count))
             self._group(stream, group).pending.pop(int(delivery.id), None)
 
-    def dead_letters(self, stream: str, *, count: int = 100) -> list[DeadLetter]:
+    def dead_letters(self, stream: str, *, count: int = 100, after: str = "") -> list[DeadLetter]:
         with self._changed:
-            return self._stream(stream).dead[:count]
+            return [letter for letter in self._stream(stream).dead if int(letter.id) > int(after or 0)][:count]
 
     def revive(self, stream: str, id: str) -> bool:
         with self._changed:

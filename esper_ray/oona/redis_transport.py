@@ -121,9 +121,10 @@ class RedisTransport:
             pipeline.xack(key, group, delivery.id)
             pipeline.execute()
 
-    def dead_letters(self, stream: str, *, count: int = 100) -> list[DeadLetter]:
+    def dead_letters(self, stream: str, *, count: int = 100, after: str = "") -> list[DeadLetter]:
         with self._connected() as client:
-            entries: Any = client.xrange(self._prefix + dead_letters_of(stream), count=count)
+            least = f"({after}" if after else "-"
+            entries: Any = client.xrange(self._prefix + dead_letters_of(stream), min=least, count=count)
         return [
             DeadLetter(
                 id.decode(), fields[_FIELD], fields[b"why"].decode(), fields[b"group"].decode(), int(fields[b"n"])
@@ -136,7 +137,7 @@ class RedisTransport:
         with self._connected() as client, client.pipeline(transaction=True) as pipeline:
             while True:
                 try:
-                    pipeline.watch(dead)
+                    pipeline.watch(dead)  # type: ignore[no-untyped-call]
                     found: Any = pipeline.xrange(dead, id, id, 1)
                     if not found:
                         return False
@@ -196,7 +197,11 @@ class RedisTransport:
             if self._client is None:
                 url = self._find_url()
                 if url is None:
-                    raise BusAway("The bus has no address yet.", why="No Redis has been started for this system.")
+                    raise BusAway(
+                        "The bus has no address yet.",
+                        why="No Redis has been started for this system.",
+                        remedy="Start it with `esper up`.",
+                    )
                 self._client = connect(url)
             yield self._client
         except (redis.RedisError, OSError, ValueError) as error:

@@ -113,8 +113,8 @@ class Transport(Protocol):
         """Move a message to the stream's dead letters and acknowledge it, both or neither."""
         ...
 
-    def dead_letters(self, stream: str, *, count: int = 100) -> list[DeadLetter]:
-        """The oldest dead letters of a stream."""
+    def dead_letters(self, stream: str, *, count: int = 100, after: str = "") -> list[DeadLetter]:
+        """The oldest dead letters of a stream, or the oldest behind the one of that id."""
         ...
 
     def revive(self, stream: str, id: str) -> bool:
