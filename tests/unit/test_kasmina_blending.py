@@ -19,7 +19,7 @@ from esper_ray.kasmina.confidence import margins
 from esper_ray.kasmina.garden import Garden
 from esper_ray.kasmina.slot import Pass
 from esper_ray.tasks.transformer import TransformerLite
-from tests.unit.test_kasmina_life import MADE, SIGNATURES, Life, Loop, walk
+from tests.unit.kasmina_world import MADE, SIGNATURES, Life, Loop, walk
 
 ALPHAS = (0.0, 0.3, 0.7, 1.0)
 

@@ -21,7 +21,7 @@ from esper_ray.kasmina.blending import MODES
 from esper_ray.kasmina.export import export_model
 from esper_ray.kasmina.garden import Garden
 from esper_ray.tasks.transformer import TransformerLite
-from tests.unit.test_kasmina_life import MADE, Loop
+from tests.unit.kasmina_world import MADE, Loop
 
 # How a block can be part of what is exported.
 WAYS = list(itertools.product(MODES, ("fossil", "live")))

@@ -16,7 +16,7 @@ from esper_ray.nissa.report import write_report
 from esper_ray.nissa.report_data import ArmRun, lives
 from esper_ray.nissa.view import View
 from esper_ray.tolaria.recorder import Recorder
-from tests.unit.test_kasmina_life import WORTHLESS, Life, walk
+from tests.unit.kasmina_world import WORTHLESS, Life, walk
 
 ROW = {
     "epoch": 1, "step": 6, "branch": 0, "training_loss": 1.0, "validation_loss": 1.0, "validation_accuracy": 0.5,
