@@ -57,7 +57,9 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self._folder, self._keep = atomic.make_folder(folder), keep
+        # What a life that was killed did not get to.
         atomic.remove_drafts(self._folder)
+        self._prune()
         # None ends the thread, a number forgets what is newer than that epoch.
         self._queue: queue.Queue[Checkpoint | int | None] = queue.Queue(maxsize=2)
         self._failures: queue.SimpleQueue[Exception] = queue.SimpleQueue()
