@@ -277,7 +277,7 @@ class Grower:
             raise HostError(
                 f"The model's pass did not reach {', '.join(missed)}.",
                 why="It, or another one of its class, was compiled before it was attached; or a copy of it is trained.",
-                remedy="Attach the plain model first, call torch.compiler.reset(), compile it, and train that one.",
+                remedy="Attach the plain model, call torch.compiler.reset(), compile it, and run it before others.",
             )
         if sockets.autocast is not None and sockets.autocast.enabled and sockets.autocast.dtype is torch.float16:
             raise HostError(

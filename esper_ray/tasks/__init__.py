@@ -16,12 +16,12 @@ from esper_ray.errors import ConfigError
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.tasks import data, hostgraph, own, slots
 from esper_ray.tasks.data import DataSet
-from esper_ray.tasks.propose import propose
+from esper_ray.tasks.propose import Proposal, propose
 from esper_ray.tasks.resnet import ResNetLite
 from esper_ray.tasks.slots import check_host
 from esper_ray.tasks.transformer import TransformerLite
 
-__all__ = ["Task", "assemble", "build_task"]
+__all__ = ["Task", "assemble", "build_task", "proposals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,12 @@ def build_task(config: RunConfig, folder: Path, device: torch.device) -> Task:
         return assemble(config, data.load(config, folder), device)
     made = own.make(config)
     return _finish(config, made.model, made.data, made.slots, device, made.optimizer)
+
+
+def proposals(config: RunConfig, folder: Path) -> tuple[Proposal, ...]:
+    """Where seeds could grow in the task's model, whatever slots the task names itself."""
+    task = build_task(config, folder, torch.device("cpu"))
+    return propose(task.model, task.data.train.inputs[:3])
 
 
 def assemble(config: RunConfig, dataset: DataSet, device: torch.device) -> Task:

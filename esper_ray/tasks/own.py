@@ -91,7 +91,11 @@ def resolve(path: str, folder: str) -> Callable[[], Any]:
         sys.path.remove(place)
     function = getattr(module, attribute, None)
     if not callable(function):
-        has = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        has = sorted(
+            key
+            for key, value in vars(module).items()
+            if getattr(value, "__module__", "") == name and not key.startswith("_")
+        )
         raise HostError(f"{name} has no function {attribute}.", remedy=f"It has: {', '.join(has[:10]) or 'none'}.")
     return function  # type: ignore[no-any-return]
 

@@ -1,9 +1,9 @@
 """``slots="auto"``: which modules of a model would make good slots, and why.
 
 A good slot is where a stage or block ends: what follows has learned to read that output, and a block added there works
-on features as a whole. So the outermost modules that are made of others are taken, each with at most a good half of
-the parameters; where there are none, the activations, or the layers themselves. Of many, a few are taken at equal
-distances through the depth. The model's own output is never one.
+on features as a whole. So the outermost modules that are made of others are taken; of one with more than 60 % of the
+parameters those inside it, if there are any. Where there are none, the activations are, or the layers themselves. Of
+many, a few are taken at equal distances through the depth. The model's own output is never one.
 """
 
 from __future__ import annotations
@@ -74,18 +74,19 @@ def _good(place: Place) -> bool:
 
 
 def _blocks(model: nn.Module, usable: Mapping[str, Place], total: int) -> list[Place]:
-    """The outermost usable modules that are made of others and are not nearly the whole model."""
+    """The outermost usable modules that are made of others; of one that is most of the model, those inside it."""
 
     def inside(module: nn.Module, prefix: str) -> Iterator[Place]:
         for name, child in module.named_children():
             path = f"{prefix}{name}"
             if not any(True for _ in child.children()):
                 continue
-            place = usable.get(path)
-            if place is not None and 0 < place.parameters <= LARGEST_SHARE * total:
+            place, inner = usable.get(path), list(inside(child, f"{path}."))
+            small = place is not None and place.parameters <= LARGEST_SHARE * total
+            if place is not None and place.parameters and (small or not inner):
                 yield place
             else:
-                yield from inside(child, f"{path}.")
+                yield from inner
 
     return list(inside(model, ""))
 
