@@ -265,11 +265,13 @@ def pack_optimizer(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[st
 def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], names: Mapping[Tensor, str]) -> None:
     """Put saved moments back; parameters without saved ones start fresh."""
     by_name = {name: parameter for parameter, name in names.items()}
+    # A fused or captured step counts on the device; the others count on the processor.
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     for full, value in tensors.items():
         name, key = full.split("::")
         parameter = by_name[name]
-        state = optimizer.state[parameter]
-        state[key] = value.to(parameter.device, copy=True) if value.dim() else value.clone()
+        place = parameter.device if value.dim() or on_device else value.device
+        optimizer.state[parameter][key] = value.to(place, copy=True)
 
 
 def names_of(model: nn.Module, seeds: Mapping[int, nn.Module]) -> dict[Tensor, str]:

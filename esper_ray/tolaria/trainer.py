@@ -20,7 +20,7 @@ from esper_ray.contracts.enums import EmergencyLevel
 from esper_ray.contracts.messages import SystemState
 from esper_ray.contracts.ports import Candidate, Decider, KernelSource, Publisher, RunOpening, SlotInfo
 from esper_ray.contracts.signing import KeyRing, Signer, Verifier
-from esper_ray.errors import CheckpointError, StorageFault
+from esper_ray.errors import CheckpointError, RunError, StorageFault
 from esper_ray.kasmina.blending import MODES
 from esper_ray.kasmina.export import export_model
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
@@ -186,6 +186,10 @@ class Trainer(Loop):
             return self._finish()
         except StorageFault as fault:
             self.emergency.raise_to(EmergencyLevel.HALT, f"the run cannot write down what it does: {fault.why}")
+            raise
+        except RunError as fault:
+            if self.emergency.level is not EmergencyLevel.HALT:
+                self.emergency.raise_to(EmergencyLevel.HALT, f"{fault.what} {fault.why}")
             raise
         finally:
             self.close()

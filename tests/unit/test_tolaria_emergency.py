@@ -21,7 +21,7 @@ from esper_ray.errors import CheckpointError, EnvironmentFault, RunError, Storag
 from esper_ray.karn import blueprints
 from esper_ray.kasmina.lifecycle import LIVE
 from esper_ray.reliability import atomic
-from esper_ray.tolaria import checkpoint, resume
+from esper_ray.tolaria import boundary, checkpoint, resume
 from esper_ray.tolaria.emergency import Emergency, LossWatch
 from esper_ray.tolaria.rollback import Memory
 from esper_ray.tolaria.trainer import RunRequest, Trainer
@@ -344,6 +344,15 @@ def test_without_tamiyo_a_run_goes_on_without_growth_it_is_told_once_and_nothing
     assert bus.levels == [Level.NOTICE]
     assert trainer.garden.branch == 0
     assert bus.values("ro") == []
+
+
+def test_in_lockstep_a_lost_tamiyo_halts_the_run_and_that_is_told(tmp_path, kernels, monkeypatch):
+    monkeypatch.setattr(boundary, "LOCKSTEP_PATIENCE_SECONDS", 0.01)
+    trainer, bus = make(tmp_path, kernels, decider=Away(EnvironmentFault("The actor tamiyo was lost.")))
+    with pytest.raises(RunError, match="no decision"):
+        trainer.run()
+    assert bus.levels == [Level.HALT]
+    assert "The actor tamiyo was lost" in bus.reasons[0]
 
 
 def test_slowness_alone_never_goes_back(tmp_path, kernels, monkeypatch):
