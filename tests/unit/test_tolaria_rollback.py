@@ -392,6 +392,19 @@ def test_a_rollback_command_of_tamiyo_is_followed_after_its_boundary(tmp_path, k
     trainer.close()
 
 
+@pytest.mark.parametrize(
+    ("kind", "directive"),
+    [
+        (CommandType.ROLLBACK, {"rollback": RollbackDirective(7)}),
+        (CommandType.PAUSE, {"pause": PauseDirective(True)}),
+        (CommandType.EMERGENCY, {"emergency": EmergencyDirective(EmergencyLevel.HALT, "enough")}),
+    ],
+)
+def test_an_order_arrives_as_it_was_given(kind, directive):
+    command = AdaptationCommand(3, kind, "r", 7, 5, "operator", annotations={"why": "so"}, branch=2, **directive)
+    assert codec.decode_command(codec.encode_command(command)) == command
+
+
 def test_a_damaged_or_foreign_state_is_refused_by_name_and_nothing_changes(tmp_path, kernels):
     trainer = make(tmp_path, kernels)
     trainer.open()
