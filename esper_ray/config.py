@@ -110,6 +110,20 @@ BoundedStage = Literal["germinated", "training", "blending", "shadowing", "proba
 
 
 class SeedConfig(Section):
+    offer: Literal["standard", "wide"] = Field(
+        "standard",
+        description="standard: what conv slots are offered keeps a decision within its time; wide: all SAFE blueprints",
+    )
+    approved: tuple[str, ...] = Field(
+        (), description="EXPERIMENTAL blueprints and blocks of your own that may grow in this run, such as [BP036]"
+    )
+    birth: Literal["random", "copy"] = Field(
+        "random",
+        description="copy: a newborn begins with the weights of the nearest block of its blueprint where shapes allow",
+    )
+    modules: tuple[str, ...] = Field(
+        (), description="modules that register blocks of your own, imported from run.code_folder"
+    )
     training_epochs: int = Field(1, ge=1, description="least stay in TRAINING, in epochs")
     blending_epochs: int = Field(1, ge=1, description="epochs over which alpha rises from 0 to 1")
     shadowing_epochs: int = Field(1, ge=1, description="least stay in SHADOWING, in epochs")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from esper_ray.config import Config
+from esper_ray.config import Config, SeedConfig
 from esper_ray.contracts.ports import Candidate, Kernel, KernelSpec, Publisher, RunOpening, SlotInfo
 from esper_ray.contracts.signing import load_keys
 from esper_ray.karn import catalog as karn
@@ -68,9 +68,11 @@ class LocalKernels:
         return self._made[spec.key]
 
 
-def candidates(slot: SlotInfo) -> list[Candidate]:
-    """What Karn offers for a slot."""
-    return karn.candidates(slot, karn.CATALOG.query(slot.signature).candidates)
+def candidates(slot: SlotInfo, seeds: SeedConfig | None = None) -> list[Candidate]:
+    """What Karn offers for a slot, in a run with these settings or in an ordinary one."""
+    seeds = seeds or SeedConfig()
+    answer = karn.CATALOG.query(slot.signature, approved=seeds.approved, offer=seeds.offer)
+    return karn.candidates(slot, answer.candidates)
 
 
 def surroundings(config: Config, *, kernels: Any = None, publisher: Publisher | None = None) -> Surroundings:
@@ -80,7 +82,7 @@ def surroundings(config: Config, *, kernels: Any = None, publisher: Publisher | 
     return Surroundings(
         decider=LocalDecider(tamiyo),
         kernels=kernels or LocalKernels(),
-        candidates=candidates,
+        candidates=lambda slot: candidates(slot, config.seeds),
         keys=keys,
         publisher=publisher,
         backends={"processes": "one, without Ray", "bus": "none"},

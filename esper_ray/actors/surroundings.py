@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from esper_ray.actors.clients import ByName, RayAnswer, RemoteDecider, RemoteKernels, until_done
 from esper_ray.config import Config
+from esper_ray.contracts.messages import blueprint_number
 from esper_ray.contracts.ports import Candidate, SlotInfo
 from esper_ray.contracts.signing import load_keys
-from esper_ray.karn.catalog import QueryAnswer, candidates
+from esper_ray.karn.catalog import CATALOG, QueryAnswer, candidates
+from esper_ray.karn.recipe import LAST_OF_OURS
 
 if TYPE_CHECKING:
     from esper_ray.tolaria.trainer import Surroundings
@@ -16,11 +19,28 @@ if TYPE_CHECKING:
 _KARN_SECONDS = 30.0
 
 
-def offered(namespace: str, slot: SlotInfo) -> list[Candidate]:
-    """What Karn offers for a slot."""
-    karn = ByName("karn", namespace)
-    answer = until_done(lambda: RayAnswer[QueryAnswer](karn, "query", str(slot.signature)).wait(_KARN_SECONDS))
-    return candidates(slot, answer.candidates)
+def offered(config: Config, slot: SlotInfo) -> list[Candidate]:
+    """What Karn offers for a slot in such a run, and the approved blocks of the user's own that fit it."""
+    karn, seeds, signature = ByName("karn", config.ray.namespace), config.seeds, slot.signature
+    approved = list(seeds.approved)
+    answer = until_done(
+        lambda: RayAnswer[QueryAnswer](karn, "offered", str(signature), approved, seeds.offer).wait(_KARN_SECONDS)
+    )
+    here = CATALOG.query(signature, approved=approved)
+    own = [each for each in here.candidates if blueprint_number(each.id) > LAST_OF_OURS]
+    return candidates(slot, [*answer.candidates, *own])
+
+
+def forge_order(config: Config, slots: Sequence[SlotInfo]) -> list[str]:
+    """What the forge is asked to make for such a run, in the words of `tezzeret.forge.wanted_of`."""
+    signatures = [slot.signature for slot in slots]
+    wanted = [str(signature) for signature in signatures]
+    for signature in signatures:
+        standard = CATALOG.query(signature).candidates
+        answer = CATALOG.query(signature, approved=config.seeds.approved, offer=config.seeds.offer)
+        more = [each for each in answer.candidates if each not in standard]
+        wanted += [f"{each.id}@{signature}" for each in more if blueprint_number(each.id) <= LAST_OF_OURS]
+    return wanted
 
 
 def surroundings(config: Config) -> Surroundings:
@@ -31,8 +51,8 @@ def surroundings(config: Config) -> Surroundings:
     forge = ByName("tezzeret", namespace)
 
     def prepare(slot: SlotInfo) -> list[Candidate]:
-        until_done(lambda: forge.call("start_forge", [str(slot.signature)]))
-        return offered(namespace, slot)
+        until_done(lambda: forge.call("start_forge", forge_order(config, [slot])))
+        return offered(config, slot)
 
     return Surroundings(
         decider=RemoteDecider(namespace),

@@ -17,7 +17,7 @@ import ray
 import esper_ray
 from esper_ray.actors.clients import ByName, RemoteDecider, RemoteKernels, until_done
 from esper_ray.actors.resources import training_threads
-from esper_ray.actors.surroundings import offered
+from esper_ray.actors.surroundings import forge_order, offered
 from esper_ray.config import Config, build
 from esper_ray.contracts.signing import load_keys
 from esper_ray.errors import RunError
@@ -61,8 +61,8 @@ class TolariaActor:
             config = build(request["config"])
             torch.set_num_threads(training_threads(config))
             trainer = Trainer(_plan(request, config), self._surroundings(config))
-            signatures = [str(slot.signature) for slot in trainer.task.slots]
-            until_done(lambda: ByName("tezzeret", config.ray.namespace).call("start_forge", signatures))
+            wanted = forge_order(config, trainer.task.slots)
+            until_done(lambda: ByName("tezzeret", config.ray.namespace).call("start_forge", wanted))
             result = trainer.run()
             state = "finished"
         except Stopped:
@@ -113,7 +113,7 @@ class TolariaActor:
         return Surroundings(
             decider=RemoteDecider(namespace),
             kernels=RemoteKernels(namespace),
-            candidates=lambda slot: offered(namespace, slot),
+            candidates=lambda slot: offered(config, slot),
             keys=load_keys(config.home / "keys" / "signing"),
             publisher=self._publisher,
             backends=_backends(config),

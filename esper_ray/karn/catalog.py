@@ -105,7 +105,7 @@ class Catalog:
                 f"{identifier} ({blueprint.name}) is {blueprint.tier.name} and "
                 + ("quarantined." if quarantined else "not approved here."),
                 why="It exists for drills only." if quarantined else f"Approved are all up to {tier_ceiling.name}.",
-                remedy="Choose another blueprint." if quarantined else f"Add {identifier} to karn.approved.",
+                remedy="Choose another blueprint." if quarantined else f"Add {identifier} to seeds.approved.",
             )
         return blueprint
 
@@ -117,6 +117,7 @@ class Catalog:
         approved: Collection[str] = frozenset(),
         parameter_budget: int | None = None,
         family: str | None = None,
+        latency_budget_ms: float | None = None,
         offer: Offer = "standard",
     ) -> QueryAnswer:
         """Which blueprints, with their default parameters, may grow in that slot; cheapest in parameters first.
@@ -125,11 +126,19 @@ class Catalog:
             approved: numbers above SAFE that are approved one by one.
             parameter_budget: the most parameters that one may have.
             family: only those of this family.
+            latency_budget_ms: the most that a step over a batch of 64 may take, as `Blueprint.latency_ms` estimates it.
             offer: "standard" keeps to the ones that are offered by default, so that a decision stays within its time;
                 "wide" takes in all that fit.
         """
         return self._answered(
-            signature, tier_ceiling, frozenset(approved), parameter_budget, family, offer, sandbox.is_open()
+            signature,
+            tier_ceiling,
+            frozenset(approved),
+            parameter_budget,
+            family,
+            latency_budget_ms,
+            offer,
+            sandbox.is_open(),
         )
 
     def of_task(
@@ -176,6 +185,7 @@ class Catalog:
         approved: frozenset[str],
         budget: int | None,
         family: str | None,
+        latency_ms: float | None,
         offer: Offer,
         in_drill: bool,  # noqa: ARG002  part of what the answer is remembered by
     ) -> QueryAnswer:
@@ -189,8 +199,10 @@ class Catalog:
                 left_out[blueprint.id] = f"of the family {blueprint.family}, not {family}"
             elif budget is not None and size > budget:
                 left_out[blueprint.id] = f"{size} parameters are more than the budget of {budget}"
+            elif latency_ms is not None and (slow := blueprint.latency_ms(signature)) > latency_ms:
+                left_out[blueprint.id] = f"about {slow:.1f} ms a step are more than {latency_ms:g}"
             elif offer == "standard" and signature.kind == "conv" and not blueprint.offered:
-                left_out[blueprint.id] = "not offered by default; karn.offer=wide does"
+                left_out[blueprint.id] = "not offered by default; seeds.offer=wide does"
             else:
                 candidates.append(blueprint)
         return QueryAnswer(tuple(candidates), left_out)

@@ -21,6 +21,33 @@ class Cost:
     flops: int
 
 
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """How fast a machine is, for estimates: a roofline (Williams et al. 2009, doi:10.1145/1498765.1498785).
+
+    Attributes:
+        start_us: what each operation costs, however small.
+        gflops: multiply-adds of blocks, in 10^9 FLOPs a second.
+        gigabytes: what elementwise operations read and write, in 10^9 bytes a second.
+    """
+
+    start_us: float
+    gflops: float
+    gigabytes: float
+
+    def step_ms(self, flops: int, operations: int, elements: int, batch: int) -> float:
+        """Forward and backward over ``batch`` samples; the backward pass is twice the forward pass.
+
+        Each of ``operations`` is taken to read and write a map of ``elements`` values of 4 bytes once.
+        """
+        computing = batch * flops / (self.gflops * 1e9)
+        moving = operations * batch * elements * 8 / (self.gigabytes * 1e9)
+        return 3e3 * (operations * self.start_us * 1e-6 + computing + moving)
+
+
+REFERENCE = Machine(start_us=6.0, gflops=60.0, gigabytes=12.0)
+"""One thread of an AMD EPYC (Zen 5); `python -m benchmarks.catalog` tells how far estimates are off."""
+
 CostFunction = Callable[[SlotSignature, Mapping[str, float]], Cost]
 
 

@@ -11,7 +11,7 @@ from esper_ray.contracts.messages import blueprint_number
 from esper_ray.contracts.ports import KernelSpec, SlotKind, SlotSignature
 from esper_ray.errors import BlueprintError
 from esper_ray.karn import shapes
-from esper_ray.karn.costs import Cost, CostFunction
+from esper_ray.karn.costs import REFERENCE, Cost, CostFunction, Machine
 
 LAST_SAFE, LAST_EXPERIMENTAL, LAST_OF_OURS, LAST_NUMBER = 35, 42, 50, 63
 ALL_KINDS: tuple[SlotKind, ...] = ("conv", "sequence", "vector")
@@ -45,7 +45,7 @@ class Blueprint:
         smallest_side: least height and width of a conv slot's map for which the block makes sense.
         positions: least and greatest number of positions (H*W or T) of a slot that has any; 0 is no bound.
         operations: kernels that one forward pass starts with default parameters, views not counted; for `latency_ms`.
-        offered: whether deciders are offered it by default; the others are offered with ``karn.offer=wide``.
+        offered: whether deciders are offered it by default; the others are offered with ``seeds.offer=wide``.
         source: the paper that the computation comes from.
     """
 
@@ -133,3 +133,15 @@ class Blueprint:
     def flops(self, signature: SlotSignature, parameters: Mapping[str, float] | None = None) -> int:
         """FLOPs of one sample's forward pass (a multiply-add is 2; only convolutions and matrix products)."""
         return self.costs(signature, parameters).flops
+
+    def latency_ms(
+        self,
+        signature: SlotSignature,
+        parameters: Mapping[str, float] | None = None,
+        *,
+        batch: int = 64,
+        machine: Machine = REFERENCE,
+    ) -> float:
+        """An estimate of one forward and backward pass over a batch; what the forge measured is in each artifact."""
+        elements = shapes.positions(signature) * shapes.channels(signature)
+        return machine.step_ms(self.flops(signature, parameters), self.operations, elements, batch)

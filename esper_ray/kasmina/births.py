@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from esper_ray.contracts.enums import BlendMode
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.ports import Kernel
 from esper_ray.errors import KernelError
+from esper_ray.karn import blueprints
 from esper_ray.karn.catalog import CATALOG
 from esper_ray.kasmina import advance, kernels
 from esper_ray.kasmina.slot import Seed, Slot
@@ -56,7 +59,8 @@ class Births:
             garden.cull(slot, f"its kernel did not come: {pending.error}")
             return
         garden.isolated.newcomer()
-        module = kernels.bear(kernel, seed, run_seed=self._run_seed, branch=garden.branch)
+        module = self._bear(kernel, seed, garden.branch)
+        told = self._copy(module, slot)
         evidence = kernels.birth_evidence(kernel, module, slot.info, run_seed=self._run_seed)
         _take(seed, kernel)
         seed.evidence = dict(evidence)
@@ -70,8 +74,22 @@ class Births:
         garden.trainer.adopt(seed)
         passing("garden.grafted")
         garden.note("graft", seed=seed.number, slot=slot.info.index, step=step, ms=watch.ms())
-        garden.enter(slot, Stage.TRAINING, f"kernel {kernel.digest[:12]} grafted")
+        garden.enter(slot, Stage.TRAINING, f"kernel {kernel.digest[:12]} grafted{told}")
         seed.evidence = {"norms": [], "advantages": [], "violations": 0}
+
+    def _bear(self, kernel: Kernel, seed: Seed, branch: int) -> nn.Module:
+        approved = self._garden.config.approved
+        return kernels.bear(kernel, seed, run_seed=self._run_seed, branch=branch, approved=approved)
+
+    def _copy(self, newborn: nn.Module, slot: Slot) -> str:
+        """With ``seeds.birth=copy`` begin with the weights of the nearest block of that blueprint; says so."""
+        if self._garden.config.birth != "copy" or slot.seed is None:
+            return ""
+        others = [each for each in self._garden.seeds if each.branch is not None and each is not slot.seed]
+        alike = [each for each in others if each.spec.blueprint == slot.seed.spec.blueprint]
+        donor = min(alike, key=lambda each: (abs(each.slot - slot.info.index), each.slot), default=None)
+        copied = blueprints.copy_birth(newborn, donor.branch) if donor is not None and donor.branch is not None else 0
+        return f", {copied} tensors copied from seed {donor.number}" if donor is not None and copied else ""
 
     def plant(self, slot: Slot, blueprint: str, parameters: Mapping[str, float], mode: BlendMode) -> None:
         """Put a block into a slot as a part of the host, before training begins.
@@ -80,7 +98,7 @@ class Births:
             KernelError: the forge did not deliver.
         """
         garden = self._garden
-        spec = CATALOG.get(blueprint).spec(slot.info.signature, parameters)
+        spec = CATALOG.get(blueprint, approved=garden.config.approved).spec(slot.info.signature, parameters)
         kernel = garden.source.fetch(spec).wait(KERNEL_PATIENCE_SECONDS)
         if kernel is None:
             raise KernelError(
@@ -91,7 +109,7 @@ class Births:
         slot.seed, slot.stage = seed, Stage.FOSSILIZED
         garden.next_number += 1
         _take(seed, kernel)
-        slot.graft(kernels.bear(kernel, seed, run_seed=self._run_seed, branch=0))
+        slot.graft(self._bear(kernel, seed, 0))
         garden.become_fossil(slot)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,9 @@ def ask(source: KernelSource, seed: Seed) -> Pending:
     return Pending(seed, source.fetch(seed.spec))
 
 
-def bear(kernel: Kernel, seed: Seed, *, run_seed: int, branch: int) -> nn.Module:
+def bear(
+    kernel: Kernel, seed: Seed, *, run_seed: int, branch: int, approved: Collection[str] = frozenset()
+) -> nn.Module:
     """Build the newborn block: its weights are drawn by (run seed, branch, number), not taken from the artifact.
 
     It runs eagerly, whatever strategy the forge found faster: warming up compiled code stops the training for longer
@@ -47,7 +50,7 @@ def bear(kernel: Kernel, seed: Seed, *, run_seed: int, branch: int) -> nn.Module
     """
     generator = torch.Generator().manual_seed(derive_seed(run_seed, "birth", branch, seed.number))
     spec = kernel.spec
-    return blueprints.build(spec.blueprint, spec.signature, spec.parameters, generator=generator)
+    return blueprints.build(spec.blueprint, spec.signature, spec.parameters, generator=generator, approved=approved)
 
 
 def birth_evidence(kernel: Kernel, module: nn.Module, info: SlotInfo, *, run_seed: int) -> dict[str, float | bool]:
@@ -56,9 +59,10 @@ def birth_evidence(kernel: Kernel, module: nn.Module, info: SlotInfo, *, run_see
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     h: Tensor = torch.randn((4, *info.signature.shape), generator=generator).to(device)
     with torch.no_grad():
+        before = h.clone()
         delta = module(h)
         kept = delta.shape == h.shape
-        change = float((h + 0.0 * delta - h).abs().max()) if kept else float("inf")
+        change = float((h + 0.0 * delta - before).abs().max()) if kept else float("inf")
     parameters = list(module.parameters())
     dead = 0
     if parameters and kept:

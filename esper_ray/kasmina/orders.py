@@ -98,7 +98,7 @@ def _germinate(garden: Garden, slot: Slot, command: AdaptationCommand, directive
 def _sanity(garden: Garden, slot: Slot, directive: SeedDirective) -> tuple[KernelSpec | None, Verdict]:
     """G0 on the order: blueprint approved and fitting, within the parameter limit, ramp known, memory there."""
     try:
-        blueprint = CATALOG.get(blueprint_name(directive.blueprint))
+        blueprint = CATALOG.get(blueprint_name(directive.blueprint), approved=garden.config.approved)
         spec = blueprint.spec(slot.info.signature, directive.parameters)
         size = blueprint.parameters(slot.info.signature, directive.parameters)
     except BlueprintError as fault:

@@ -91,7 +91,13 @@ def _restore_seed(garden: Garden, slot: Slot, row: Mapping[str, Any], tensors: M
     if not row["grafted"]:
         garden.expect(kernels.ask(garden.source, seed))
         return
-    branch = blueprints.build(spec.blueprint, spec.signature, spec.parameters, generator=torch.Generator())
+    branch = blueprints.build(
+        spec.blueprint,
+        spec.signature,
+        spec.parameters,
+        generator=torch.Generator(),
+        approved=garden.config.approved,
+    )
     slot.graft(branch)
     if slot.stage in SETTLED:
         garden.become_fossil(slot)

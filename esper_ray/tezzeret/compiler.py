@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from esper_ray.contracts.enums import BlueprintTier
 from esper_ray.contracts.ports import KernelSpec
 from esper_ray.errors import KernelError
 from esper_ray.karn.blueprints import build
@@ -22,6 +23,8 @@ from esper_ray.karn.catalog import CATALOG
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.tezzeret.toolchain import BATCH, THREADS
 
+# Making a block grows nothing: whether an experimental one may grow is asked where it would.
+_USABLE = BlueprintTier.EXPERIMENTAL
 _CHECKED = 4
 _EAGER_ROUNDS, _EAGER_MS = 3, 40.0
 _COMPILE_ROUNDS = 15
@@ -35,8 +38,8 @@ def make(spec: KernelSpec) -> tuple[bytes, dict[str, Any]]:
         BlueprintError: the spec names no block that fits.
         KernelError: the block breaks a promise of `check`.
     """
-    blueprint = CATALOG.get(spec.blueprint)
-    branch = build(spec.blueprint, spec.signature, spec.parameters)
+    blueprint = CATALOG.get(spec.blueprint, tier_ceiling=_USABLE)
+    branch = build(spec.blueprint, spec.signature, spec.parameters, tier_ceiling=_USABLE)
     ratio = check(spec, branch)
     forward, backward = flops(spec, branch)
     eager_ms = measure(
@@ -67,7 +70,10 @@ def check(spec: KernelSpec, branch: nn.Module) -> float:
         KernelError: it changes the shape or, at alpha 0, the output; it is not finite; a parameter does not learn.
     """
     h = _activations(spec, _CHECKED)
+    before = h.detach().clone()
     delta = branch(h)
+    if not torch.equal(h, before):
+        raise KernelError(f"{spec.key} writes into its own input.")
     if delta.shape != h.shape:
         raise KernelError(f"{spec.key} turns {tuple(h.shape)} into {tuple(delta.shape)}.")
     if not torch.isfinite(delta).all():
@@ -104,7 +110,7 @@ def compare(spec: KernelSpec) -> dict[str, float]:
     Raises:
         KernelError: the compiled block computes something else.
     """
-    branch = build(spec.blueprint, spec.signature, spec.parameters)
+    branch = build(spec.blueprint, spec.signature, spec.parameters, tier_ceiling=_USABLE)
     h = _activations(spec, BATCH)
     eager = _step(branch, h, branch.parameters())
     # All branches share one forward(); without the reset torch's recompile limit would quietly leave later ones eager.

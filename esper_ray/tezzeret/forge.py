@@ -63,6 +63,18 @@ class Outcome:
         return {key: item.why for key, item in self.finished.items() if item.result == "given up"}
 
 
+def wanted_of(text: str) -> SlotSignature | KernelSpec:
+    """What one item of an order means: all that a slot is offered by default, or one kernel, BP036@SIGNATURE.
+
+    Raises:
+        BlueprintError: it is neither, or the kernel does not fit or is quarantined.
+    """
+    blueprint, at, signature = text.rpartition("@")
+    if not at:
+        return SlotSignature.parse(text)
+    return CATALOG.get(blueprint, tier_ceiling=BlueprintTier.EXPERIMENTAL).spec(SlotSignature.parse(signature))
+
+
 def _never() -> bool:
     return False
 
@@ -112,6 +124,14 @@ class Forge:
                 signature, tier_ceiling=tier_ceiling, parameter_budget=parameter_budget
             ).candidates
         ]
+        return list({spec.key: spec for spec in specs}.values())
+
+    def ordered(self, names: Iterable[str]) -> list[KernelSpec]:
+        """The kernels of an order, see `wanted_of`, without repetitions."""
+        specs: list[KernelSpec] = []
+        for name in names:
+            wanted = wanted_of(name)
+            specs += self.wanted([wanted]) if isinstance(wanted, SlotSignature) else [wanted]
         return list({spec.key: spec for spec in specs}.values())
 
     def build(

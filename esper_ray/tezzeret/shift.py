@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from esper_ray.contracts.ports import SlotSignature
 from esper_ray.errors import EsperError
-from esper_ray.tezzeret.forge import Forge, Outcome
+from esper_ray.tezzeret.forge import Forge, Outcome, wanted_of
 
 _log = logging.getLogger(__name__)
 
@@ -45,13 +44,13 @@ class Shift:
                 self._begin()
 
     def start(self, signatures: Sequence[str]) -> dict[str, Any]:
-        """Order kernels for these slots and return at once.
+        """Order kernels for these slots, or single ones as BP036@SIGNATURE, and return at once.
 
         Raises:
-            BlueprintError: one of them is no signature.
+            BlueprintError: one of them is neither.
         """
         for text in signatures:
-            SlotSignature.parse(text)
+            wanted_of(text)
         with self._lock:
             if list(signatures) not in [wanted for _, wanted in self._forge.ledger.orders()]:
                 self._forge.ledger.order(signatures)
@@ -114,7 +113,7 @@ class Shift:
     def _make(self, orders: Sequence[tuple[int, Sequence[str]]]) -> None:
         """All open orders in one go: first what training waits for, then what makes it faster."""
         names = dict.fromkeys(name for _, signatures in orders for name in signatures)
-        specs = self._forge.wanted(map(SlotSignature.parse, names))
+        specs = self._forge.ordered(names)
         self._progress = Progress("eager")
         built = self._forge.build(specs, self._note, self._stopped.is_set)
         if built.stopped:

@@ -29,7 +29,7 @@ def test_what_conv_slots_are_offered_by_default_is_what_learned_policies_and_sto
     wide = {blueprint.id for blueprint in CATALOG.query(CONV, offer="wide").candidates}
     assert len(wide) == 32
     assert wide > set(STANDARD)
-    assert CATALOG.query(CONV).left_out["BP027"] == "not offered by default; karn.offer=wide does"
+    assert CATALOG.query(CONV).left_out["BP027"] == "not offered by default; seeds.offer=wide does"
 
 
 def test_sequences_are_offered_all_that_fits_them() -> None:
@@ -67,7 +67,7 @@ def test_the_tier_follows_from_the_number() -> None:
 @pytest.mark.parametrize("blueprint", TRIAL, ids=lambda blueprint: blueprint.id)
 def test_an_experimental_blueprint_is_given_out_only_where_it_or_its_tier_is_approved(blueprint) -> None:
     slot = CONV if "conv" in blueprint.kinds else SEQUENCE
-    with pytest.raises(BlueprintError, match=f"EXPERIMENTAL and not approved.*Add {blueprint.id} to karn.approved"):
+    with pytest.raises(BlueprintError, match=f"EXPERIMENTAL and not approved.*Add {blueprint.id} to seeds.approved"):
         CATALOG.get(blueprint.id)
     with pytest.raises(BlueprintError, match="EXPERIMENTAL and not approved"):
         build(blueprint.id, slot)

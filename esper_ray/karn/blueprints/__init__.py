@@ -8,16 +8,19 @@ import torch
 from torch import nn
 
 from esper_ray.contracts.enums import BlueprintTier
+from esper_ray.contracts.messages import blueprint_number
 from esper_ray.contracts.ports import KernelSpec, SlotSignature
 from esper_ray.errors import BlueprintError
 from esper_ray.karn.blueprints import attention, convolution, multiscale, pointwise, positions, quarantined, sequence
 from esper_ray.karn.blueprints.layers import reset
 from esper_ray.karn.catalog import CATALOG
+from esper_ray.karn.recipe import LAST_OF_OURS
 from esper_ray.reliability.ids import derive_seed
 
-__all__ = ["build", "reset"]
+__all__ = ["MODULES", "build", "copy_birth", "materialise", "reset"]
 
-MODULES: Mapping[str, Callable[[SlotSignature, Mapping[str, float]], nn.Module]] = {
+Make = Callable[[SlotSignature, Mapping[str, float]], nn.Module]
+MODULES: dict[str, Make] = {
     "BP001": pointwise.Identity,
     "BP002": pointwise.ChannelAffine,
     "BP003": pointwise.NormalisedActivation,
@@ -101,6 +104,44 @@ def build(
         raise BlueprintError(f"{signature.dtype!r} is no type of a tensor.", remedy="Use float32 or bfloat16.")
     if generator is None:
         generator = torch.Generator().manual_seed(derive_seed(KernelSpec(blueprint_id, signature, values).key))
-    module = MODULES[blueprint_id](signature, values).to(dtype).to_empty(device=device or signature.device)
+    make, place = MODULES[blueprint_id], torch.device(device or signature.device)
+    if blueprint_number(blueprint_id) <= LAST_OF_OURS:
+        module = make(signature, values).to(dtype).to_empty(device=place)
+    else:
+        module = _own(make, signature, values, generator).to(dtype)
+        materialise(module, place)
     reset(module, generator)
     return module
+
+
+def _own(make: Make, signature: SlotSignature, values: Mapping[str, float], generator: torch.Generator) -> nn.Module:
+    """A block of the user's own: torch's layers in it draw their weights as they are made."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        return make(signature, values)
+
+
+def materialise(module: nn.Module, device: torch.device) -> None:
+    """Give memory to what is on the meta device, and move the rest."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            value = torch.empty_like(parameter, device=device) if parameter.is_meta else parameter.detach().to(device)
+            setattr(part, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            setattr(part, name, buffer.to(device))
+
+
+def copy_birth(newborn: nn.Module, donor: nn.Module) -> int:
+    """Give ``newborn`` the weights of ``donor`` where a parameter of that name has the same shape; returns how many.
+
+    Its gain per channel stays that of a newborn: the donor's may have grown, or shrunk to nothing.
+    """
+    theirs = dict(donor.named_parameters())
+    copied = 0
+    with torch.no_grad():
+        for name, parameter in newborn.named_parameters():
+            source = theirs.get(name)
+            if name != "scale" and source is not None and source.shape == parameter.shape:
+                parameter.copy_(source)
+                copied += 1
+    return copied
