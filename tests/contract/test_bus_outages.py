@@ -224,7 +224,8 @@ def test_what_redis_accepted_and_lost_is_sent_again_unless_its_readers_had_it(
     wait_until(lambda: sender.unsettled == 0)
     reader.stop()
     sender.close()
-    assert effects.order == [b"had", *lost]
+    assert [payload for payload in effects.order if payload in {*lost, b"had"}] == [b"had", *lost]
+    assert set(effects.counts().values()) == {1}
     assert sender.counters["sent_again"] == len(lost)
 
 
@@ -271,7 +272,8 @@ def test_a_restart_that_loses_nothing_sends_nothing_again(
     wait_until(lambda: sender.unsettled == 0)
     reader.stop()
     sender.close()
-    assert effects.order == [b"%d" % number for number in range(101)]
+    wanted = [b"%d" % number for number in range(101)]
+    assert [payload for payload in effects.order if payload in set(wanted)] == wanted
     assert "sent_again" not in sender.counters or not sender.counters["sent_again"]
 
 
