@@ -6,6 +6,10 @@
 - ``first_step_ratio``: the first step after a graft to the median of those that follow it in the same state.
 - ``machinery_overhead_percent``: our step without a live seed against a plain PyTorch loop, interleaved.
 - ``dormant_overhead_percent``: forward and backward of a model with dormant slots against one without, interleaved.
+- ``shadow_percent``: a shadow pass from the slot in percent of the host's own step, interleaved; mean of the slots.
+  ``shadow_whole_percent``: as a whole pass. ``shadow_plain_percent``: as a second ordinary pass, gradients of the host
+  and all, which isolation rules out. ``shadow_SLOT_...``: for each slot. ``..._flops_percent``: counted, not timed.
+- ``watched_percent``: a watched isolated step's extra work in percent of the host's own step, the shadow pass included.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import common
 from benchmarks.common import Bar, percentile
@@ -26,6 +31,7 @@ from esper_ray import inprocess
 from esper_ray.contracts.enums import CommandType, SeedOperation
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.messages import AdaptationCommand, SeedDirective
+from esper_ray.kasmina.slot import Pass
 from esper_ray.tasks import build_task
 from esper_ray.tolaria.groups import Groups
 from esper_ray.tolaria.learning_rate import LearningRates
@@ -155,6 +161,91 @@ def dormant(trainer: Trainer, rounds: int) -> float:
     return overhead(pass_of(trainer.model), pass_of(task.model), rounds)
 
 
+WAYS = ("plain", "whole", "from the slot", "watched")
+
+
+def shadows(trainer: Trainer, rounds: int) -> dict[str, float]:
+    """What the extra work of an isolated step takes, by the way it is done, on a seed in each slot in turn."""
+    figures: dict[str, list[float]] = {}
+    for slot in range(3):
+        trainer.garden.apply(command(SeedOperation.GERMINATE, slot))
+        for _ in range(2):  # the first pass finds out what lies before the slot
+            trainer.train_step()
+        seed = trainer.garden.seeds[0]
+        known = dict(seed.evidence["upstream"]["modules"])
+        times: dict[str, list[float]] = {way: [] for way in ("own", *WAYS)}
+        for number in range(rounds * len(WAYS)):
+            way = WAYS[number % len(WAYS)]
+            seed.evidence["upstream"]["modules"] = dict(known) if way in ("from the slot", "watched") else {}
+            seed.violations = int(way == "watched")  # after a violation each isolated step is watched
+            own, extra = isolated_step(trainer, way)
+            times["own"].append(own)
+            times[way].append(extra)
+        flops = {way: counted(trainer, way, known) for way in ("own", *WAYS[:-1])}
+        seed.violations = 0
+        uproot(trainer, slot)
+        step = statistics.median(times["own"])
+        for way, key in (("from the slot", ""), ("whole", "whole_"), ("plain", "plain_")):
+            figures.setdefault(f"shadow_{key}percent", []).append(100 * statistics.median(times[way]) / step)
+            figures.setdefault(f"shadow_{key}flops_percent", []).append(100 * flops[way] / flops["own"])
+        figures.setdefault("watched_percent", []).append(100 * statistics.median(times["watched"]) / step)
+    by_slot = {
+        key.replace("shadow_", f"shadow_slot{slot}_"): values[slot]
+        for key, values in figures.items()
+        for slot in range(3)
+        if key.startswith("shadow_")
+    }
+    return {key: statistics.mean(values) for key, values in figures.items()} | by_slot
+
+
+def isolated_step(trainer: Trainer, way: str) -> tuple[float, float]:
+    """One step; milliseconds of the host's own work and of the seed's."""
+    garden, groups, step = trainer.garden, trainer.groups, trainer.step
+    garden.before_step(step)
+    inputs, targets = trainer._batch(step)
+    start = time.perf_counter()
+    loss = trainer.task.loss(trainer.model(inputs), targets)
+    loss.backward()
+    own = time.perf_counter() - start
+    extra = timed(lambda: shadow(trainer, way, inputs, targets, loss))
+    start = time.perf_counter()
+    groups.clip()
+    trainer.rates.write(groups.optimizer, step, groups.seeds)
+    groups.optimizer.step()
+    groups.optimizer.zero_grad(set_to_none=True)
+    trainer.step += 1
+    return (own + time.perf_counter() - start) * 1e3, extra
+
+
+def shadow(trainer: Trainer, way: str, inputs: torch.Tensor, targets: torch.Tensor, loss: torch.Tensor) -> None:
+    if way != "plain":
+        trainer.garden.train_isolated(trainer.step, inputs, targets, trainer.task.loss, loss, watch=way == "watched")
+        return
+    kept = [(parameter, parameter.grad) for parameter in trainer.model.parameters()]
+    trainer.garden.switch.current = Pass.SHADOW
+    trainer.task.loss(trainer.model(inputs), targets).backward()
+    trainer.garden.switch.current = Pass.MODEL
+    for parameter, gradient in kept:
+        parameter.grad = gradient
+
+
+def counted(trainer: Trainer, way: str, known: dict[str, bool]) -> float:
+    """FLOPs of the seed's extra work on one batch; of the host's own pass for "own"."""
+    garden = trainer.garden
+    seed = garden.seeds[0]
+    seed.violations, seed.evidence["upstream"]["modules"] = 0, dict(known) if way == "from the slot" else {}
+    garden.before_step(trainer.step)
+    inputs, targets = trainer._batch(trainer.step)
+    with FlopCounterMode(display=False) as counter:
+        loss = trainer.task.loss(trainer.model(inputs), targets)
+        loss.backward()
+    if way != "own":
+        with FlopCounterMode(display=False) as counter:
+            shadow(trainer, way, inputs, targets, loss)
+    trainer.groups.optimizer.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops())
+
+
 def measure(*, quick: bool) -> dict[str, Any]:
     torch.set_num_threads(1)
     rounds = 200 if quick else 600
@@ -163,6 +254,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         figures = {"machinery_overhead_percent": overhead(trainer.train_step, plain_step(trainer), rounds)}
         figures["dormant_overhead_percent"] = dormant(trainer, rounds)
         figures["first_step_ratio"] = first_steps(trainer, 12 if quick else 60)
+        figures |= shadows(trainer, 20 if quick else 100)
         figures |= grafts(trainer, 1000)
         trainer.recorder.close()
     return figures
