@@ -6,7 +6,7 @@ oversized bytes, another version, a metric that is not a finite number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from esper_ray.contracts import leyline_pb2 as pb
 from esper_ray.contracts.budgets import CONTROL_MESSAGE_BYTES, ENVELOPE_BYTES
@@ -388,7 +388,30 @@ def decode_catalog_update(data: bytes) -> KernelCatalogUpdate:
 
 def encode_envelope(envelope: EventEnvelope) -> bytes:
     """Canonical bytes (deterministic), which are also what gets signed, with an empty signature."""
-    data = pb.EventEnvelope(
+    return _canonical(_wire_envelope(envelope))
+
+
+def seal_envelope(envelope: EventEnvelope, sign: Callable[[bytes], bytes]) -> bytes:
+    """Canonical bytes with the signature that ``sign`` gives for those without it."""
+    wire = _wire_envelope(envelope)
+    wire.ClearField("signature")
+    wire.signature = sign(_canonical(wire))
+    return _canonical(wire)
+
+
+def _canonical(wire: pb.EventEnvelope) -> bytes:
+    data = wire.SerializeToString(deterministic=True)
+    if len(data) > ENVELOPE_BYTES:
+        raise MessageTooLarge(
+            f"An envelope of {len(data)} bytes was refused.",
+            why=f"The bus carries at most {ENVELOPE_BYTES} bytes.",
+            remedy="Send large data by digest through Urza.",
+        )
+    return data
+
+
+def _wire_envelope(envelope: EventEnvelope) -> pb.EventEnvelope:
+    return pb.EventEnvelope(
         version=VERSION,
         event_id=envelope.event_id,
         type=int(envelope.type),  # type: ignore[arg-type]
@@ -407,17 +430,15 @@ def encode_envelope(envelope: EventEnvelope) -> bytes:
         nonce=envelope.nonce,
         signature=envelope.signature,
         schema=schema_tag(),
-    ).SerializeToString(deterministic=True)
-    if len(data) > ENVELOPE_BYTES:
-        raise MessageTooLarge(
-            f"An envelope of {len(data)} bytes was refused.",
-            why=f"The bus carries at most {ENVELOPE_BYTES} bytes.",
-            remedy="Send large data by digest through Urza.",
-        )
-    return data
+    )
 
 
 def decode_envelope(data: bytes) -> EventEnvelope:
+    return open_envelope(data)[0]
+
+
+def open_envelope(data: bytes) -> tuple[EventEnvelope, bytes]:
+    """The envelope, and the bytes that its signature is over."""
     if len(data) > ENVELOPE_BYTES:
         raise MessageTooLarge(f"An envelope of {len(data)} bytes was refused.")
     wire = parse(pb.EventEnvelope, data)
@@ -427,7 +448,7 @@ def decode_envelope(data: bytes) -> EventEnvelope:
             why="Its sender runs another version of esper_ray.",
             remedy="Run the same version everywhere.",
         )
-    return EventEnvelope(
+    envelope = EventEnvelope(
         event_id=wire.event_id,
         type=to_enum(BusMessageType, wire.type),
         source=wire.source,
@@ -445,3 +466,5 @@ def decode_envelope(data: bytes) -> EventEnvelope:
         nonce=wire.nonce,
         signature=wire.signature,
     )
+    wire.ClearField("signature")
+    return envelope, wire.SerializeToString(deterministic=True)

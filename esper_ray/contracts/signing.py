@@ -6,12 +6,11 @@ first use. They appear in no log and no error.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from esper_ray.contracts import codec
@@ -94,8 +93,7 @@ class Signer:
             key_id=self._key_id,
             nonce=new_nonce(),
         )
-        signature = _sign(self._secret, codec.encode_envelope(envelope))
-        return codec.encode_envelope(replace(envelope, signature=signature))
+        return codec.seal_envelope(envelope, lambda data: _sign(self._secret, data))
 
 
 class Verifier:
@@ -111,7 +109,7 @@ class Verifier:
         Raises:
             ContractError: with its ``reason``; an `AuthenticityError` where the signature is at fault.
         """
-        envelope = codec.decode_envelope(data)
+        envelope, signed = codec.open_envelope(data)
         if not envelope.signature:
             raise AuthenticityError("An unsigned message was refused.", reason="missing_signature")
         secret = self._keys.find(envelope.key_id)
@@ -121,8 +119,7 @@ class Verifier:
                 remedy="Give all processes the same keys.",
                 reason="unknown_key",
             )
-        expected = _sign(secret, codec.encode_envelope(replace(envelope, signature=b"")))
-        if not hmac.compare_digest(expected, envelope.signature):
+        if not hmac.compare_digest(_sign(secret, signed), envelope.signature):
             raise AuthenticityError("A message with a wrong signature was refused.", reason="invalid_signature")
         return envelope
 
@@ -145,4 +142,4 @@ class Verifier:
 
 
 def _sign(secret: bytes, data: bytes) -> bytes:
-    return hmac.new(secret, data, hashlib.sha256).digest()
+    return hmac.digest(secret, data, "sha256")

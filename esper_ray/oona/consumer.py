@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[EventEnvelope], None]
 
-_BATCH = 32
+_BATCH = 128
 _BLOCK_MS = 500
 _RETRY_SECONDS = 0.2
 # While other messages are worked on, an emergency waits no longer than this and the one in hand.
