@@ -59,7 +59,7 @@ class SmallViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.patches(x).flatten(2).transpose(1, 2)
         h = torch.cat((self.token.expand(len(x), -1, -1), h), 1) + self.places
-        return self.head(self.encoder(h)[:, 0])
+        return self.head(self.encoder(h).mean(1))
 
 
 class Double(nn.Sequential):

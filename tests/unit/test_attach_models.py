@@ -14,7 +14,9 @@ LIFE = {"GERMINATED", "TRAINING", "BLENDING", "SHADOWING", "PROBATIONARY", "FOSS
 HOSTS = {
     "a plain CNN": lambda: Loop(PlainCNN(), digits(), ["conv1", "conv2"]),
     "an MLP": lambda: Loop(mlp(), digits(), {"2": "vector", "4": "vector"}),
-    "a small ViT": lambda: Loop(SmallViT(), digits(), {"encoder.layers.0": "sequence", "encoder.layers.1": "sequence"}, rate=1e-2),
+    "a small ViT": lambda: Loop(
+        SmallViT(), digits(), {"encoder.layers.0": "sequence", "encoder.layers.1": "sequence"}, rate=5e-3, epochs=14
+    ),
     "a U-Net": lambda: Loop(UNet(), pixels(), ["down1", "down2"]),
     "a GPT-like one": lambda: Loop(SmallGPT(), text(), ["h.0", "h.1"], loss=sequence_loss),
 }
