@@ -226,6 +226,20 @@ def test_autocast_and_accumulated_gradients_raise_no_alarm():
     assert world.diagnoses() == []
 
 
+def test_gradients_that_are_cleared_between_forward_and_backward_raise_no_alarm():
+    world = World()
+    for number in range(4):
+        world.garden.before_step(number)
+        inputs, targets = world.batch()
+        loss = F.cross_entropy(world.model(inputs), targets)
+        world.loop.optimizer.zero_grad()
+        loss.backward()
+        world.garden.train_isolated(number, inputs, targets, F.cross_entropy, loss, watch=True)
+        world.loop.optimizer.step()
+    assert world.garden.checks == 4
+    assert world.diagnoses() == []
+
+
 # Leaks: what plants them, and what they are called
 
 
