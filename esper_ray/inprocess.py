@@ -12,6 +12,7 @@ from esper_ray.config import Config, SeedConfig
 from esper_ray.contracts.ports import Candidate, Kernel, KernelSpec, Publisher, RunOpening, SlotInfo
 from esper_ray.contracts.signing import load_keys
 from esper_ray.karn import catalog as karn
+from esper_ray.karn import own
 from esper_ray.tamiyo.controller import Tamiyo
 from esper_ray.tezzeret import compiler
 from esper_ray.tolaria.trainer import Surroundings
@@ -77,6 +78,7 @@ def candidates(slot: SlotInfo, seeds: SeedConfig | None = None) -> list[Candidat
 
 def surroundings(config: Config, *, kernels: Any = None, publisher: Publisher | None = None) -> Surroundings:
     """Everything a `Trainer` talks to, in this process."""
+    own.load(config.seeds.modules, config.run.code_folder)
     keys = load_keys(config.home / "keys" / "signing")
     tamiyo = Tamiyo(keys, journal=config.home / "journals" / "tamiyo.db", publisher=publisher, home=config.home)
     return Surroundings(

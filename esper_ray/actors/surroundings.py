@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from esper_ray.actors.clients import ByName, RayAnswer, RemoteDecider, RemoteKernels, until_done
 from esper_ray.config import Config
 from esper_ray.contracts.messages import blueprint_number
-from esper_ray.contracts.ports import Candidate, SlotInfo
+from esper_ray.contracts.ports import Answer, Candidate, Kernel, KernelSource, KernelSpec, SlotInfo
 from esper_ray.contracts.signing import load_keys
 from esper_ray.karn.catalog import CATALOG, QueryAnswer, candidates
 from esper_ray.karn.recipe import LAST_OF_OURS
@@ -43,6 +43,33 @@ def forge_order(config: Config, slots: Sequence[SlotInfo]) -> list[str]:
     return wanted
 
 
+class WithOwn:
+    """Urza's kernels; those of the user's own blocks are built and checked in this process, which has their code."""
+
+    def __init__(self, urza: KernelSource, here: KernelSource) -> None:
+        self._urza, self._here = urza, here
+
+    def fetch(self, spec: KernelSpec) -> Answer[Kernel]:
+        own = blueprint_number(spec.blueprint) > LAST_OF_OURS
+        return (self._here if own else self._urza).fetch(spec)
+
+
+def kernels(config: Config) -> KernelSource:
+    """Where a run gets its blocks from; registers those of ``seeds.modules``.
+
+    Raises:
+        BlueprintError: one of the modules cannot be imported.
+    """
+    urza = RemoteKernels(config.ray.namespace)
+    if not config.seeds.modules:
+        return urza
+    from esper_ray.inprocess import LocalKernels
+    from esper_ray.karn import own
+
+    own.load(config.seeds.modules, config.run.code_folder)
+    return WithOwn(urza, LocalKernels())
+
+
 def surroundings(config: Config) -> Surroundings:
     """Everything that a loop in this process talks to; what is asked for in a slot, the forge begins to make."""
     from esper_ray.tolaria.trainer import Surroundings
@@ -56,7 +83,7 @@ def surroundings(config: Config) -> Surroundings:
 
     return Surroundings(
         decider=RemoteDecider(namespace),
-        kernels=RemoteKernels(namespace),
+        kernels=kernels(config),
         candidates=prepare,
         keys=load_keys(config.home / "keys" / "signing"),
         backends={"processes": f"its own, with the system in {namespace}"},

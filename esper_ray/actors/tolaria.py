@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 import esper_ray
-from esper_ray.actors.clients import ByName, RemoteDecider, RemoteKernels, until_done
+from esper_ray.actors.clients import ByName, RemoteDecider, until_done
 from esper_ray.actors.resources import training_threads
-from esper_ray.actors.surroundings import forge_order, offered
+from esper_ray.actors.surroundings import forge_order, kernels, offered
 from esper_ray.config import Config, build
 from esper_ray.contracts.signing import load_keys
 from esper_ray.errors import RunError
@@ -112,7 +112,7 @@ class TolariaActor:
         namespace = config.ray.namespace
         return Surroundings(
             decider=RemoteDecider(namespace),
-            kernels=RemoteKernels(namespace),
+            kernels=kernels(config),
             candidates=lambda slot: offered(config, slot),
             keys=load_keys(config.home / "keys" / "signing"),
             publisher=self._publisher,

@@ -13,6 +13,7 @@ from rich.console import Console
 import esper_ray
 from esper_ray import config as configuration
 from esper_ray.cli import orders, show
+from esper_ray.cli.blueprints import app as blueprints_app
 from esper_ray.cli.bus import app as bus_app
 from esper_ray.cli.policy import app as policy_app
 from esper_ray.config import Config
@@ -32,6 +33,7 @@ settings_app = typer.Typer(help="Look at the configuration.", no_args_is_help=Tr
 app.add_typer(settings_app, name="config")
 app.add_typer(policy_app, name="policy")
 app.add_typer(bus_app, name="bus")
+app.add_typer(blueprints_app, name="blueprints")
 app.add_typer(simic_app, name="simic")
 console = Console(highlight=False)
 _OF_THE_RUN = ("run", "optimizer", "seeds", "tamiyo", "emergency")

@@ -17,7 +17,7 @@ from esper_ray.karn import shapes
 from esper_ray.karn.blueprints.layers import LINEAR, Branch, Parameters, norm, pointwise
 
 FUSE_CALLS = 40
-LEAK_BYTES = 64 * 2**20
+LEAK_BYTES = 2**30
 
 
 class Faulty(Branch):
@@ -87,7 +87,7 @@ class Hanging(Faulty):
 
 
 class Leaking(Faulty):
-    """Keeps 64 MiB more with each call."""
+    """Keeps one GiB of address space more with each call."""
 
     activation = staticmethod(F.softplus)
 
@@ -96,7 +96,7 @@ class Leaking(Faulty):
         self.kept: list[Tensor] = []
 
     def body(self, h: Tensor) -> Tensor:
-        self.kept.append(torch.ones(LEAK_BYTES, dtype=torch.uint8))
+        self.kept.append(torch.empty(LEAK_BYTES, dtype=torch.uint8))
         return super().body(h)
 
 

@@ -1,0 +1,212 @@
+"""Each quarantined block is stopped: which gate or guard does it, and in which step. All through the real paths."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from esper_ray import config as configuration
+from esper_ray.contracts.enums import CommandType, SeedOperation
+from esper_ray.contracts.enums import SeedLifecycleStage as Stage
+from esper_ray.contracts.messages import AdaptationCommand, SeedDirective, blueprint_number
+from esper_ray.contracts.ports import Kernel, KernelSpec
+from esper_ray.errors import BlueprintError, KernelError
+from esper_ray.karn.blueprints import build
+from esper_ray.karn.blueprints.quarantined import FUSE_CALLS
+from esper_ray.karn.catalog import BLUEPRINTS
+from esper_ray.karn.sandbox import sandbox
+from esper_ray.kasmina import kernels
+from esper_ray.kasmina.gates import birth
+from esper_ray.tezzeret import compiler
+from esper_ray.tezzeret.forge import wanted_of
+from esper_ray.tezzeret.worker import Job
+from tests.seed_worlds import SIGNATURE, World
+
+SANDBOXED = (
+    sys.executable,
+    "-c",
+    "from esper_ray.karn.sandbox import sandbox\nfrom esper_ray.tezzeret import job\nwith sandbox(): job.main()",
+)
+QUARANTINED = [f"BP{number:03d}" for number in range(43, 51)]
+
+
+def spec(identifier: str) -> KernelSpec:
+    return KernelSpec(identifier, SIGNATURE)
+
+
+class Unchecked:
+    """A forge whose checks are all asleep: what Kasmina's own gates must then stop."""
+
+    def fetch(self, wanted: KernelSpec) -> Unchecked:
+        self.wanted = wanted
+        return self
+
+    def wait(self, timeout: float | None) -> Kernel:
+        return Kernel(self.wanted, "0" * 64, {"flops_forward": 1, "flops_backward": 1}, b"")
+
+
+class Plain(nn.Module):
+    """A host without normalisation, which would hide how large a block's output is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(1, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Drill(World):
+    """The small world with one quarantined seed, made by a forge that checks nothing."""
+
+    def __init__(self, identifier: str, host: nn.Module | None = None, **settings) -> None:
+        super().__init__(host, sow=(), **settings)
+        self.garden.source = Unchecked()
+        directive = SeedDirective(SeedOperation.GERMINATE, blueprint=blueprint_number(identifier))
+        order = AdaptationCommand(1, CommandType.SEED, "r", 1, 0, "t", slot=0, seed_directive=directive)
+        self.refusal = self.garden.apply(order)
+        self.events: list[dict] = []
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step()
+            self.events += self.garden.drain_events()
+
+    def gate(self, name: str) -> dict:
+        return next(e for e in self.events if e["kind"] == "gate" and name in str(e["gate"]) and not e["passed"])
+
+    @property
+    def stage(self) -> Stage:
+        return self.garden.slots[0].stage
+
+
+def judge_training(drill: Drill) -> str:
+    """What G1 says of the evidence that the seed has gathered."""
+    from esper_ray.kasmina.gates import gradient_health
+
+    seed = drill.garden.slots[0].seed
+    assert seed is not None
+    verdict = gradient_health(seed.evidence, drill.config)
+    assert not verdict.passed
+    return verdict.reason
+
+
+def test_the_drills_are_about_all_that_is_quarantined() -> None:
+    assert [each.id for each in BLUEPRINTS if each.family == "quarantined"] == QUARANTINED
+
+
+@pytest.mark.parametrize("identifier", QUARANTINED)
+def test_outside_of_a_drill_no_path_gives_it_out(identifier) -> None:
+    with pytest.raises(BlueprintError, match="quarantined"):
+        compiler.make(spec(identifier))
+    with pytest.raises(BlueprintError, match="quarantined"):
+        wanted_of(f"{identifier}@{SIGNATURE}")
+    assert "quarantined" in Drill(identifier, approved=(identifier,)).refusal
+
+
+def test_exploding_is_stopped_by_g1_within_six_isolated_steps() -> None:
+    with sandbox():
+        drill = Drill("BP043", Plain())
+        drill.train(6)
+    assert "gradient exploded" in judge_training(drill)
+
+
+def test_vanishing_is_stopped_by_g1_within_six_isolated_steps() -> None:
+    with sandbox():
+        drill = Drill("BP044")
+        drill.train(6)
+    assert "gradient vanished" in judge_training(drill)
+
+
+def test_severed_is_stopped_by_the_forges_check_and_by_g0_before_its_first_step() -> None:
+    with sandbox():
+        with pytest.raises(KernelError, match="cannot learn"):
+            compiler.make(spec("BP045"))
+        drill = Drill("BP045")
+        drill.train(1)
+    assert drill.stage not in (Stage.TRAINING, Stage.BLENDING)
+    assert "tensors get no gradient" in drill.gate("G0")["reason"]
+
+
+def test_a_time_bomb_is_stopped_when_it_goes_off_and_its_host_stays_sound() -> None:
+    with sandbox():
+        drill = Drill("BP046")
+        drill.train(FUSE_CALLS + 5)
+    seed = drill.garden.slots[0].seed
+    culled = [e for e in drill.events if e.get("to") == "CULLED" or e.get("stage") == "CULLED"]
+    assert culled or "not finite" in judge_training(drill), (seed, drill.events[-3:])
+    assert all(torch.isfinite(value).all() for value in drill.model.state_dict().values())
+
+
+def test_hanging_is_killed_at_the_forges_time_limit(tmp_path) -> None:
+    with Job("eager", [spec("BP047")], tmp_path, limit_seconds=1.0, memory_mb=4096, command=SANDBOXED) as job:
+        events = list(job.events(lambda: False))
+    assert events[-1].kind == "ended"
+    assert "Killed at its time limit of 1 s" in events[-1].why
+
+
+def test_leaking_is_stopped_at_the_forges_memory_limit(tmp_path) -> None:
+    with Job(
+        "eager",
+        [spec("BP048")],
+        tmp_path,
+        limit_seconds=60.0,
+        memory_mb=configuration.ForgeConfig().memory_mb,
+        command=SANDBOXED,
+    ) as job:
+        events = list(job.events(lambda: False))
+    failed = next(event for event in events if event.kind in ("failed", "ended"))
+    assert "memory" in failed.why.lower() or "alloc" in failed.why.lower(), failed.why
+
+
+def test_intruding_is_stopped_by_the_forges_check_and_by_g0_before_its_first_step() -> None:
+    with sandbox():
+        with pytest.raises(KernelError, match="writes into its own input"):
+            compiler.make(spec("BP049"))
+        drill = Drill("BP049")
+        drill.train(1)
+    assert drill.stage not in (Stage.TRAINING, Stage.BLENDING)
+    assert "output changes" in drill.gate("G0")["reason"]
+
+
+def test_overbearing_is_stopped_by_g3_when_its_slots_output_is_compared_on_and_off() -> None:
+    from esper_ray.kasmina.gates import interface
+
+    with sandbox():
+        drill = Drill("BP050")
+        drill.train(4)
+    assert drill.stage is Stage.TRAINING
+    h = F.relu(torch.randn(32, *SIGNATURE.shape, generator=torch.Generator().manual_seed(2)))
+    with torch.no_grad():
+        y = h + drill.branch(h)
+    evidence = {
+        "cosine": float(F.cosine_similarity(h.flatten(1), y.flatten(1)).mean()),
+        "scale": float(y.std() / h.std()),
+        "shift": float((y.mean() - h.mean()).abs() / h.std()),
+        "gain": 0.0,
+    }
+    verdict = interface(evidence, configuration.SeedConfig())
+    assert not verdict.passed
+    assert "the output turned away" in verdict.reason
+
+
+def test_an_honest_block_passes_where_the_quarantined_ones_are_stopped() -> None:
+    branch = build("BP009", SIGNATURE)
+    kernel = Kernel(KernelSpec("BP009", SIGNATURE), "0" * 64, {}, b"")
+    evidence = kernels.birth_evidence(kernel, branch, World(sow=()).garden.slots[0].info, run_seed=1)
+    assert birth(evidence, configuration.SeedConfig()).passed
+    drill = World()
+    for _ in range(FUSE_CALLS + 5):
+        drill.step()
+    assert "gradient" not in judge_reason(drill)
+
+
+def judge_reason(world: World) -> str:
+    from esper_ray.kasmina.gates import gradient_health
+
+    return gradient_health(world.garden.slots[0].seed.evidence, world.config).reason
