@@ -7,6 +7,7 @@ was damaged is undone before anything is written down of it: `recovery` goes bac
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -243,8 +244,10 @@ class Trainer(Loop):
         evaluate(self.model, self.validation, self.meter, self.garden.structure())
         per_step = self.meter.per_sample(("step", self.garden.structure())) * batch
         per_epoch = self.meter.per_sample(("evaluate", self.garden.structure())) * len(self.validation)
-        left = self.request.flops - self.meter.total
-        return max(2 * self.steps_per_epoch, round(left / (per_step + per_epoch / self.steps_per_epoch)))
+        # The last epoch may be a short one, and is measured all the same; so is the end.
+        left = self.request.flops - self.meter.total - per_epoch
+        epochs = math.ceil(left / (per_step * self.steps_per_epoch + per_epoch))
+        return max(2 * self.steps_per_epoch, round((left - epochs * per_epoch) / per_step))
 
     def _make_boundary(self) -> Boundary:
         keys, clock = self.around.keys, self.around.clock
