@@ -20,6 +20,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.timeout(600)
 def test_at_the_end_of_isolation_the_model_is_better_with_the_seed_on(tmp_path: Path) -> None:
     found = isolation.outcome(2, tmp_path, slot=2, settings=isolation.QUICK)
     assert found["gain"] > 0.0
