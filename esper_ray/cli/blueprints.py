@@ -30,12 +30,10 @@ def list_blueprints(slot: Slot = "", settings: Settings = None) -> None:
     seeds = configuration.load(None, settings or ()).seeds
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     if not slot:
-        for column in ("", "name", "family", "tier", "slots", "what it is"):
-            table.add_column(column, no_wrap=column != "what it is")
+        for column in ("", "name", "tier", "what it is"):
+            table.add_column(column, no_wrap=column != "what it is", min_width=5)
         for each in CATALOG:
-            table.add_row(
-                each.id, each.name, each.family, each.tier.name.lower(), " ".join(each.kinds), each.description
-            )
+            table.add_row(each.id, each.name, each.tier.name.lower(), f"{each.description} For {_slots(each)}.")
         console.print(table)
         return
     signature = parse_slot(slot)
@@ -146,6 +144,10 @@ def diagram(blueprint: Blueprint, signature: SlotSignature) -> str:
         branch(torch.randn(2, *signature.shape, generator=torch.Generator().manual_seed(0)))
     shape = "x".join(map(str, signature.shape))
     return "\n".join([f"  h {shape}", "  |", *lines, "  |", "  y = h + alpha * scale * (the above)"])
+
+
+def _slots(blueprint: Blueprint) -> str:
+    return f"{' and '.join(blueprint.kinds)} slots"
 
 
 def _figures(blueprint: Blueprint, signature: SlotSignature) -> tuple[str, str, str]:

@@ -78,6 +78,12 @@ class Catalog:
         self._sized.cache_clear()
         self._answered.cache_clear()
 
+    def discard(self, identifier: str) -> None:
+        """Take a blueprint out again."""
+        self._blueprints.pop(identifier, None)
+        self._sized.cache_clear()
+        self._answered.cache_clear()
+
     def get(
         self,
         identifier: str,

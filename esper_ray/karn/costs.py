@@ -45,8 +45,8 @@ class Machine:
         return 3e3 * (operations * self.start_us * 1e-6 + computing + moving)
 
 
-REFERENCE = Machine(start_us=6.0, gflops=60.0, gigabytes=12.0)
-"""One thread of an AMD EPYC (Zen 5); `python -m benchmarks.catalog` tells how far estimates are off."""
+REFERENCE = Machine(start_us=6.0, gflops=26.0, gigabytes=4.5)
+"""One thread of a busy AMD EPYC (Zen 5); `python -m benchmarks.catalog` tells how far estimates are off."""
 
 CostFunction = Callable[[SlotSignature, Mapping[str, float]], Cost]
 

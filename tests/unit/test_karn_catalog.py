@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from esper_ray.contracts.ports import SlotSignature
 from esper_ray.errors import BlueprintError
 from esper_ray.karn.blueprints import build
 from esper_ray.karn.catalog import BLUEPRINTS, CATALOG, tier_of
+from esper_ray.karn.page import page
 from esper_ray.karn.sandbox import sandbox
 
 CONV = SlotSignature("conv", (16, 24, 24))
@@ -143,3 +145,7 @@ def test_descriptions_travel_between_processes() -> None:
 def test_the_catalogue_loads_without_torch() -> None:
     code = "import sys, esper_ray.karn.catalog; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_page_of_the_blueprints_is_the_one_that_the_table_makes() -> None:
+    assert (Path(__file__).parents[2] / "docs" / "blueprints.md").read_text() == page()

@@ -1,0 +1,128 @@
+"""Karn's catalogue: how long a lookup takes, in process and in the actor, and how far estimates of latency are off.
+
+- ``lookup_*``: one query for a slot that was asked for before, or one lookup by number, in turns, in this process.
+- ``first_query_*``: a query for a slot that nobody asked for yet: all blueprints are sized up.
+- ``lookup_actor_*``: the actor's own time for the same, without the hop; ``hop_*`` is what a caller waits.
+- ``latency_off_*``: the estimate of a step over its measured processor time, or the inverse, whichever is larger.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks import common
+from benchmarks.common import Bar, percentile
+from esper_ray import config as configuration
+from esper_ray.actors.clients import ByName, RayAnswer
+from esper_ray.contracts.enums import BlueprintTier
+from esper_ray.contracts.ports import SlotSignature
+from esper_ray.karn.blueprints import build
+from esper_ray.karn.catalog import CATALOG, Catalog
+from esper_ray.karn.librarian import Librarian
+from esper_ray.karn.properties import SLOTS
+from esper_ray.runtime import connect
+from esper_ray.tezzeret import compiler
+
+BARS = (Bar("lookup_p99_us", 50.0), Bar("lookup_actor_p99_ms", 1.0))
+BATCH = 64
+_ASKED = ("conv-16x24x24", "conv-32x12x12", "conv-64x6x6", "sequence-64x32", "vector-24")
+
+
+def timed(calls: Sequence[Callable[[], object]], count: int) -> list[float]:
+    """Microseconds of ``count`` calls, taken in turns after a first round."""
+    for call in calls:
+        call()
+    taken = []
+    for number in range(count):
+        call = calls[number % len(calls)]
+        start = time.perf_counter()
+        call()
+        taken.append((time.perf_counter() - start) * 1e6)
+    return taken
+
+
+def in_process(count: int) -> dict[str, float]:
+    librarian = Librarian()
+    signatures = [SlotSignature.parse(text) for text in _ASKED]
+    calls: list[Callable[[], object]] = []
+    for signature in signatures:
+        calls.append(lambda signature=signature: librarian.query(signature))  # type: ignore[misc]
+        calls.append(lambda signature=signature: librarian.query(signature, parameter_budget=9000, offer="wide"))  # type: ignore[misc]
+        calls.append(lambda: librarian.get("BP009"))
+    taken = timed(calls, count)
+    fresh = Catalog()
+    first = []
+    for number in range(max(1000, count // 100)):
+        signature = SlotSignature("conv", (4 + number // 60, 4 + number % 60, 4))
+        start = time.perf_counter()
+        fresh.query(signature)
+        first.append((time.perf_counter() - start) * 1e6)
+    return {
+        "lookup_p50_us": percentile(taken, 50),
+        "lookup_p99_us": percentile(taken, 99),
+        "first_query_p50_us": percentile(first, 50),
+        "first_query_p99_us": percentile(first, 99),
+    }
+
+
+def in_the_actor(count: int) -> dict[str, float]:
+    """Bring the system up and ask Karn."""
+    with tempfile.TemporaryDirectory(prefix="esper-") as home:
+        config = configuration.load(
+            None, [f"home={home}", "ray.namespace=catalog", "nissa.port=0", "forge.compile=never"]
+        )
+        with connect(config, say=common.console.print) as session:
+            session.up()
+            karn = ByName("karn", config.ray.namespace)
+            hops = []
+            for number in range(count):
+                start = time.perf_counter()
+                RayAnswer[Any](karn, "query", _ASKED[number % len(_ASKED)]).wait(30.0)
+                hops.append((time.perf_counter() - start) * 1e3)
+            health = RayAnswer[dict[str, Any]](karn, "health").wait(30.0)
+    assert health is not None
+    return {
+        "lookup_actor_p99_ms": health["lookup_p99_ms"],
+        "hop_p50_ms": percentile(hops, 50),
+        "hop_p99_ms": percentile(hops, 99),
+    }
+
+
+def estimates() -> dict[str, float]:
+    """How far the estimated step is from the measured one, over all usable blueprints in two slots each."""
+    torch.set_num_threads(1)
+    off = []
+    for signature in (SLOTS[1], SLOTS[5]):
+        answer = CATALOG.query(signature, tier_ceiling=BlueprintTier.EXPERIMENTAL, offer="wide")
+        for blueprint in answer.candidates:
+            branch = build(blueprint.id, signature, tier_ceiling=BlueprintTier.EXPERIMENTAL)
+            h = torch.randn(BATCH, *signature.shape, requires_grad=True)
+
+            def step(branch: torch.nn.Module = branch, h: torch.Tensor = h) -> None:
+                delta = branch(h)
+                if delta.requires_grad:
+                    torch.autograd.grad(delta, [h, *branch.parameters()], torch.ones_like(delta))
+
+            measured = compiler.measure([step], 5, 20.0, time.process_time)[0]
+            ratio = blueprint.latency_ms(signature, batch=BATCH) / max(measured, 1e-3)
+            off.append(max(ratio, 1.0 / ratio))
+            common.console.print(f"{blueprint.id} {signature}: {measured:.2f} ms, estimated {ratio * measured:.2f}")
+    return {"latency_off_p50_ratio": percentile(off, 50), "latency_off_p90_ratio": percentile(off, 90)}
+
+
+def measure(count: int) -> dict[str, Any]:
+    return {**in_process(count), **estimates(), **in_the_actor(max(1000, count // 100))}
+
+
+def main() -> None:
+    given = common.parser(__doc__).parse_args()
+    common.run("catalog", BARS, lambda: measure(100_000 if given.quick else 1_000_000), given.json)
+
+
+if __name__ == "__main__":
+    main()
