@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from esper_ray import config as configuration
 from esper_ray import inprocess
+from esper_ray.cli.app import app
 from esper_ray.tolaria.trainer import RunRequest, Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -55,3 +57,11 @@ def test_the_own_model_is_trained_by_tolaria(tmp_path):
     assert exported(trainer.task.data.test.inputs[:3]).shape == (3, 10)
     manifest = json.loads((trainer.folder / "manifest.json").read_text())
     assert manifest["config"]["run"]["task"] == "examples.own_model:build"
+
+
+def test_the_command_line_shows_where_a_model_could_grow(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = CliRunner().invoke(app, ["slots", "examples.own_model:build"])
+    assert found.exit_code == 0
+    assert "stem  conv  8x8x8" in found.output
+    assert "body  conv  16x4x4" in found.output
