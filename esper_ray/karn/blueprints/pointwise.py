@@ -149,10 +149,10 @@ class ConditionalLowRank(Branch):
         self.norm = norm(signature, c)
         self.down = pointwise(signature, c, rank, gain=LINEAR)
         self.scales = pointwise(signature, c, rank, gain=LINEAR, bias=True)
-        self.up = pointwise(signature, rank, c, gain=LINEAR)
+        self.up = pointwise(signature, rank, c, gain=0.75 * LINEAR)
 
     def body(self, h: Tensor) -> Tensor:
         x = self.norm(h)
         given = F.group_norm(h.mean(dim=(2, 3), keepdim=True), 1) if self.on_map else x
-        out: Tensor = self.up(self.down(x) * self.scales(given))
+        out: Tensor = self.up(self.down(x) * (1.0 + self.scales(given)))
         return out
