@@ -239,7 +239,7 @@ class Bench:
         timed = Timed(connect_transport(config))
         path = self.home / "latency.db"
         with reading(read_all, config.model_dump(mode="json"), "g", str(path), self.sizes.paced) as done:
-            sender = connect_publisher(config, "latency", transport=timed)  # type: ignore[arg-type]
+            sender = connect_publisher(config, "latency", transport=timed)
             for number in range(self.sizes.paced):
                 timed.begun.append(time.perf_counter())
                 sender.publish(REPORT, report(number))
