@@ -41,8 +41,9 @@ class HalfResolution(Branch):
         self.conv = Convolution(c, c, 3, gain=RELU * 1.41)
 
     def body(self, h: Tensor) -> Tensor:
-        low: Tensor = self.conv(F.avg_pool2d(F.relu(self.norm(h)), 2, ceil_mode=True))
         height, width = h.shape[2:]
+        half = shapes.half(height), shapes.half(width)
+        low: Tensor = self.conv(F.adaptive_avg_pool2d(F.relu(self.norm(h)), half))
         return low.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, :height, :width]
 
 
