@@ -55,7 +55,7 @@ _LIFE = (Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.SHADOWING, Stag
 def train(settings: Sequence[str], ready: Event, stop: Event) -> None:
     """The process beside: trains a host on one thread until it is told to stop, as nice as Ray makes its workers."""
     torch.set_num_threads(1)
-    os.nice(int(os.environ.get("RAY_worker_niceness", "15")))
+    os.nice(int(os.environ.get("RAY_worker_niceness", "15")))  # noqa: SIM112  Ray spells it so
     config = configuration.load(None, list(settings))
     task = build_task(config.run, config.home / "data", torch.device("cpu"))
     optimizer = torch.optim.SGD(task.model.parameters(), 0.01)
