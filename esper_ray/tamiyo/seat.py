@@ -53,6 +53,7 @@ class PolicySeat:
         self.refused, self.promoted = "", HEURISTIC
         self.fault: PolicyRefused | None = None
         self._offered: tuple[LearnedBrain | None] | None = None
+        self._newest_ns = 0
         self._pinned: dict[str, LearnedBrain] = {}
         past = promotions(home) if home is not None else []
         if past:
@@ -67,12 +68,18 @@ class PolicySeat:
     def offer(self, update: PolicyUpdate, views: Sequence[RunView]) -> None:
         """Load and check a policy and let it wait for the next boundary.
 
+        One issued before the newest that was offered changes nothing: the bus may bring a message late, and again.
+
         Args:
             views: runs at whose last boundary it must decide legally, without effect: the shadow run.
 
         Raises:
             PolicyRefused: it is missing, damaged, foreign, or decides what is not legal.
         """
+        if update.issued_at_ns < self._newest_ns:
+            log.info("the promotion of %s came after a later one and changes nothing", update.policy_id)
+            return
+        self._newest_ns = update.issued_at_ns
         brain = None
         if update.artifact_digest:
             brain = self._load(update.policy_id, update.artifact_digest)

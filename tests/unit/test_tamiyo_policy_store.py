@@ -10,10 +10,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from esper_ray.contracts.messages import PolicyUpdate
 from esper_ray.errors import PolicyRefused
 from esper_ray.tamiyo import graph, policy_store
 from esper_ray.tamiyo.graph import Layout
 from esper_ray.tamiyo.policy import GraphPolicy, GraphPolicyConfig
+from esper_ray.tamiyo.seat import PolicySeat
 
 CONFIG = GraphPolicyConfig(width=8, heads=2)
 
@@ -170,3 +172,15 @@ def test_weights_that_are_not_finite_are_refused_when_saved_and_when_loaded(tmp_
 def test_a_policy_that_is_not_there_is_refused_as_missing(tmp_path, name):
     policy_store.save(tmp_path, policy())
     assert reason_of(tmp_path, name) == "missing"
+
+
+def test_a_promotion_that_comes_after_a_later_one_changes_nothing(tmp_path):
+    old, new = (policy_store.save(tmp_path, policy(seed), training={"algo": "ppo"}) for seed in (0, 1))
+    seat = PolicySeat(tmp_path)
+    for policy_id, issued in ((new, 200), (old, 100), (new, 200)):
+        seat.offer(PolicyUpdate(policy_id, "", policy_store.load(tmp_path, policy_id)[1].digest, issued), ())
+        seat.take_over()
+        assert seat.describe()["decides"] == new
+    seat.offer(PolicyUpdate("heuristic", "", "", 150), ())
+    seat.take_over()
+    assert seat.describe()["decides"] == new
