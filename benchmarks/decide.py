@@ -46,7 +46,7 @@ from esper_ray.tasks import build_task
 
 BARS = (Bar("hop_p50_ms", DECIDE_MS.limit / 2), Bar("hop_p99_ms", DECIDE_MS.limit))
 EPOCHS = 20
-REST_SECONDS = 0.05
+REST_SECONDS = 0.2
 """Between two answers. In a run it is a second or more; what an answer sets off on the bus is mostly done by then."""
 GIVE_UP_SECONDS = 10.0
 _LIFE = (Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.SHADOWING, Stage.PROBATIONARY)
@@ -222,7 +222,7 @@ def measure(count: int) -> dict[str, Any]:
 
 def main() -> None:
     given = common.parser(__doc__).parse_args()
-    common.run("decide", BARS, lambda: measure(1000 if given.quick else 5000), given.json)
+    common.run("decide", BARS, lambda: measure(600 if given.quick else 3000), given.json)
 
 
 if __name__ == "__main__":
