@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
@@ -76,7 +77,11 @@ class LineServer:
                     answer = [number, _FAULT, f"It met a fault of its own: {fault!r}".encode()]
                 connection.send_bytes(pack(answer))
         except (EOFError, OSError):
-            connection.close()  # the caller is gone
+            log.debug("a caller hung up")
+        except (struct.error, ValueError) as fault:
+            log.warning("a request on the line could not be read: %s", fault)
+        finally:
+            connection.close()
 
 
 class Line:
@@ -121,8 +126,10 @@ class LineAnswer:
         Raises:
             EsperError: the other end's, or that the line broke.
         """
+        give_up = None if timeout is None else time.monotonic() + timeout
         try:
-            while self._connection.poll(timeout):
+            # A late answer to an earlier call must not buy this one more time.
+            while self._connection.poll(None if give_up is None else max(0.0, give_up - time.monotonic())):
                 number, kind, *parts = unpack(self._connection.recv_bytes())
                 if number == self._number:
                     if kind == _FAULT:

@@ -32,6 +32,12 @@ SLOTS = (
 )
 
 
+def demand(holds: bool | Tensor, otherwise: str) -> None:
+    """An assertion that also holds under ``python -O``, for it judges blocks of the user's."""
+    if not holds:
+        raise AssertionError(otherwise)
+
+
 def corners(blueprint: Blueprint) -> dict[str, dict[str, float]]:
     """Its parameters at their defaults and at both bounds."""
     return {
@@ -60,9 +66,9 @@ def unchanged_at_birth(blueprint: Blueprint, signature: SlotSignature, values: V
     kept = h.clone()
     with torch.no_grad():
         delta = newborn(blueprint, signature, values)(h)
-    assert delta.shape == h.shape, f"it turns {tuple(h.shape)} into {tuple(delta.shape)}"
-    assert torch.equal(h, kept), "it writes into its input"
-    assert torch.equal(h + 0.0 * delta, h), "it changes the output at alpha 0"
+    demand(delta.shape == h.shape, f"it turns {tuple(h.shape)} into {tuple(delta.shape)}")
+    demand(torch.equal(h, kept), "it writes into its input")
+    demand(torch.equal(h + 0.0 * delta, h), "it changes the output at alpha 0")
 
 
 def learns_from_the_first_step(blueprint: Blueprint, signature: SlotSignature, values: Values) -> None:
@@ -71,9 +77,11 @@ def learns_from_the_first_step(blueprint: Blueprint, signature: SlotSignature, v
     if blueprint.id != PLACEBO:
         (h + 0.01 * branch(h)).pow(3).mean().backward()
     for name, parameter in branch.named_parameters():
-        assert parameter.grad is not None, f"{name} gets no gradient"
-        assert torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite"
-        assert parameter.grad.abs().max() > 0, f"the gradient of {name} is zero"
+        gradient = parameter.grad
+        if gradient is None:
+            raise AssertionError(f"{name} gets no gradient")
+        demand(torch.isfinite(gradient).all(), f"the gradient of {name} is not finite")
+        demand(gradient.abs().max() > 0, f"the gradient of {name} is zero")
 
 
 def born_at_a_usual_scale(blueprint: Blueprint, signature: SlotSignature, values: Values) -> None:
@@ -81,7 +89,7 @@ def born_at_a_usual_scale(blueprint: Blueprint, signature: SlotSignature, values
     del values
     with torch.no_grad():
         deviation = float(newborn(blueprint, signature, {})(activations(signature, 64)).std())
-    assert blueprint.id == PLACEBO or LEAST_SCALE <= deviation <= LARGEST_SCALE, f"its deviation is {deviation:.2f}"
+    demand(blueprint.id == PLACEBO or LEAST_SCALE <= deviation <= LARGEST_SCALE, f"its deviation is {deviation:.2f}")
 
 
 def finite_under_autocast(blueprint: Blueprint, signature: SlotSignature, values: Values) -> None:
@@ -91,8 +99,8 @@ def finite_under_autocast(blueprint: Blueprint, signature: SlotSignature, values
         y = h + branch(h)
     y.float().square().mean().backward()
     gradients = [each for each in (h.grad, *(p.grad for p in branch.parameters())) if each is not None]
-    assert torch.isfinite(y).all(), "its output is not finite"
-    assert all(torch.isfinite(each).all() for each in gradients), "a gradient is not finite"
+    demand(torch.isfinite(y).all(), "its output is not finite")
+    demand(all(torch.isfinite(each).all() for each in gradients), "a gradient is not finite")
 
 
 def beats_the_identity(blueprint: Blueprint, signature: SlotSignature, values: Values) -> None:
@@ -119,7 +127,7 @@ def beats_the_identity(blueprint: Blueprint, signature: SlotSignature, values: V
     with torch.no_grad():
         loss = float((held_out + branch(held_out) - target(held_out)).square().mean())
         identity = float((held_out - target(held_out)).square().mean())
-    assert loss < 0.97 * identity, f"its loss is {loss:.3f}, and that of the identity {identity:.3f}"
+    demand(loss < 0.97 * identity, f"its loss is {loss:.3f}, and that of the identity {identity:.3f}")
 
 
 def goes_through_safetensors(blueprint: Blueprint, signature: SlotSignature, values: Values) -> None:
@@ -131,7 +139,7 @@ def goes_through_safetensors(blueprint: Blueprint, signature: SlotSignature, val
     )
     other.load_state_dict(safetensors.torch.load(safetensors.torch.save(one.state_dict())))
     with torch.no_grad():
-        assert torch.equal(one(h), other(h)), "with its own weights loaded it computes something else"
+        demand(torch.equal(one(h), other(h)), "with its own weights loaded it computes something else")
 
 
 def exports(blueprint: Blueprint, signature: SlotSignature, values: Values) -> None:
@@ -140,7 +148,7 @@ def exports(blueprint: Blueprint, signature: SlotSignature, values: Values) -> N
     sizes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(branch, (activations(signature, 4),), dynamic_shapes=sizes).module()
     with torch.no_grad():
-        assert torch.equal(program(h), branch(h)), "the exported program computes something else"
+        demand(torch.equal(program(h), branch(h)), "the exported program computes something else")
 
 
 def is_causal(blueprint: Blueprint, signature: SlotSignature, values: Values) -> None:
@@ -152,7 +160,7 @@ def is_causal(blueprint: Blueprint, signature: SlotSignature, values: Values) ->
     changed[:, middle:] += 1.0
     with torch.no_grad():
         same = torch.allclose(branch(h)[:, :middle], branch(changed)[:, :middle], atol=1e-5)
-    assert same, "earlier positions see later ones"
+    demand(same, "earlier positions see later ones")
 
 
 def compiles(blueprint: Blueprint, signature: SlotSignature, values: Values) -> None:
@@ -169,7 +177,7 @@ def compiles(blueprint: Blueprint, signature: SlotSignature, values: Values) -> 
         found.append((delta.detach(), *gradients))
     for eager, made in zip(*found, strict=True):
         size = max(1.0, float(eager.abs().max()))
-        assert torch.allclose(eager, made, rtol=1e-3, atol=1e-4 * size), "compiled it computes something else"
+        demand(torch.allclose(eager, made, rtol=1e-3, atol=1e-4 * size), "compiled it computes something else")
 
 
 QUICK: tuple[Check, ...] = (

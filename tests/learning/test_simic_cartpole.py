@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from esper_ray.config import SimicConfig
 from esper_ray.simic.environments import EnvChoice
 from esper_ray.simic.plan import TrainingPlan, settings_for
 from esper_ray.simic.training import train
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(("algo", "steps"), [("ppo", 40_000), ("impala", 100_000)])

@@ -19,12 +19,8 @@ NEVER = ("run.mode=lockstep", "tamiyo.controller=never")
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def same_draws(one_thread):
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def attach(model, slots="auto", **changes):

@@ -15,15 +15,9 @@ from esper_ray import inprocess
 from esper_ray.cli.app import app
 from esper_ray.tolaria.trainer import RunRequest, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", ["own_loop.py", "own_model.py"])

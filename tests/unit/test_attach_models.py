@@ -23,15 +23,12 @@ HOSTS = {
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def same_draws_and_one_way_of_adding(one_thread):
     # Off, nn.MultiheadAttention has one way of adding in training and prediction; the export takes that one.
     torch.backends.mha.set_fastpath_enabled(False)
     torch.manual_seed(0)
     yield
     torch.backends.mha.set_fastpath_enabled(True)
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -11,15 +11,9 @@ from esper_ray.kasmina.distillation import divergence, judge
 from esper_ray.kasmina.memory import peak_bytes
 from tests.seed_worlds import World, assert_same, weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def told(world: World) -> list[dict]:

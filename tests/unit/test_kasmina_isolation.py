@@ -25,13 +25,7 @@ from esper_ray.nissa.alerts import Alerts, alert_rules
 from esper_ray.tolaria.trainer import RunRequest, Trainer
 from tests.seed_worlds import Host, World, assert_same, weights
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def from_the_slot(world: World, inputs) -> bool:

@@ -14,18 +14,12 @@ from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.kasmina.blending import MODES
 from esper_ray.tolaria.trainer import Block, RunRequest, Stopped, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = (
     "run.dataset=digits", "run.mode=lockstep", "run.epochs=6", "run.host_width=8", "run.boundary_every=12",
     "run.device=cpu", "tamiyo.plateau_rate=10", "seeds.blend_mode=confidence", "seeds.blend_schedule=cosine",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trainer(home, *, resume=False, **changes) -> Trainer:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper_ray.actors.line import Address, Line, LineServer, pack, unpack
+from esper_ray.actors.line import Address, Line, LineAnswer, LineServer, pack, unpack
 from esper_ray.errors import EnvironmentFault, EsperError, RunError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="abstract sockets are Linux's")
@@ -91,3 +91,12 @@ def test_a_broken_line_is_a_fault_not_a_silence():
         line.call([b"y"])
     with pytest.raises(EnvironmentFault):
         answer.wait(0.0)
+
+
+def test_a_request_that_cannot_be_read_ends_its_own_connection_only():
+    server = LineServer("test", lambda parts: parts)
+    broken, good = line_to(server), line_to(server)
+    broken._connection.send_bytes(b"\xff\xff\xff\xff")
+    with pytest.raises(EnvironmentFault):
+        LineAnswer(broken._connection, b"1").wait(10.0)
+    assert good.call([b"x"]).wait(10.0) == [b"x"]

@@ -29,18 +29,12 @@ from esper_ray.tamiyo.brains import ScriptedBrain
 from esper_ray.tamiyo.heuristic import CONTROLLERS
 from esper_ray.tamiyo.view import Proposal, RunView
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = ShortTask("digits", 0.0, 10, 4, 192, 9, 4, 0.02, seed=3)
 BP009 = 9
 WAIT = np.zeros(4, np.int64)
 Script = Callable[[RunView], list[Proposal]]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def follow(script: Script, folder: Path, task: ShortTask = TINY) -> tuple[list[float], EpisodeResult]:

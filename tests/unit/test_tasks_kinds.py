@@ -23,17 +23,11 @@ from esper_ray.tasks.own import make, optimizer_settings
 from esper_ray.tasks.transformer import TransformerLite
 from esper_ray.tolaria.trainer import RunRequest, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 SMALL = {"train_samples": 300, "validation_samples": 64, "test_samples": 64, "batch_size": 32}
 TEXT = {**SMALL, "task": "transformer-lite", "dataset": "pycode", "context": 16, "host_width": 4}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # pycode

@@ -27,6 +27,8 @@ from esper_ray.tolaria.rollback import Undo
 from esper_ray.tolaria.trainer import Block, RunRequest, Stopped, Trainer
 from tests.tied_seeds import equal_slots, tie_births
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = (
     "run.dataset=digits",
     "run.mode=lockstep",
@@ -37,14 +39,6 @@ SMALL = (
     "tamiyo.plateau_rate=10",
     "run.device=cpu",
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config_at(home, *settings):

@@ -25,29 +25,18 @@ from esper_ray.tolaria import boundary, checkpoint, resume
 from esper_ray.tolaria.emergency import Emergency, LossWatch
 from esper_ray.tolaria.rollback import Memory
 from esper_ray.tolaria.trainer import RunRequest, Trainer
+from tests import tiny_runs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = (
-    "run.dataset=digits",
+    *tiny_runs.SETTINGS,
     "run.mode=lockstep",
-    "run.boundary_every=8",
-    "run.host_width=4",
-    "run.device=cpu",
-    "seeds.shadow_share=1.0",
     "seeds.gain_errors=0",
-    "tamiyo.plateau_rate=10",
-    "tamiyo.warmup_epochs=1",
     "tamiyo.latest_growth=0.99",
     "tamiyo.seeds_at_once=1",
 )
 Level = EmergencyLevel
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -17,25 +17,11 @@ from esper_ray.kasmina.slot import Seed
 from esper_ray.simic.episode import Kernels
 from esper_ray.tolaria.groups import Groups
 from esper_ray.tolaria.trainer import RunRequest, Trainer
+from tests import tiny_runs
 
-TINY = (
-    "run.dataset=digits",
-    "run.mode=lockstep",
-    "run.boundary_every=8",
-    "run.host_width=4",
-    "run.device=cpu",
-    "seeds.shadow_share=1.0",
-    "tamiyo.plateau_rate=10",
-    "tamiyo.warmup_epochs=1",
-)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+TINY = (*tiny_runs.SETTINGS, "run.mode=lockstep")
 
 
 def newborn(number, *, size=4):

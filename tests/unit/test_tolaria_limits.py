@@ -24,25 +24,11 @@ from esper_ray.tamiyo.heuristic import heuristic, in_vain
 from esper_ray.tamiyo.view import RunView
 from esper_ray.tolaria.costs import forward_flops
 from esper_ray.tolaria.trainer import RunRequest, Trainer
+from tests import tiny_runs
 
-TINY = (
-    "run.dataset=digits",
-    "run.boundary_every=8",
-    "run.host_width=4",
-    "run.device=cpu",
-    "run.epochs=7",
-    "seeds.shadow_share=1.0",
-    "tamiyo.plateau_rate=10",
-    "tamiyo.warmup_epochs=1",
-)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+TINY = (*tiny_runs.SETTINGS, "run.epochs=7")
 
 
 def trainer_at(home, *given):

@@ -21,27 +21,12 @@ from esper_ray.tolaria import multiseed
 from esper_ray.tolaria.groups import Groups
 from esper_ray.tolaria.multiseed import NOBODY, Conflicts, combinations, combine, credit, weights_by_gain
 from esper_ray.tolaria.trainer import RunRequest, Trainer
+from tests import tiny_runs
 from tests.tied_seeds import equal_slots, tie_births
 
-TINY = (
-    "run.dataset=digits",
-    "run.mode=lockstep",
-    "run.boundary_every=8",
-    "run.host_width=4",
-    "run.device=cpu",
-    "seeds.shadow_share=1.0",
-    "seeds.gain_errors=0",
-    "tamiyo.plateau_rate=10",
-    "tamiyo.warmup_epochs=1",
-)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+TINY = (*tiny_runs.SETTINGS, "run.mode=lockstep", "seeds.gain_errors=0")
 
 
 def train(home, *given):

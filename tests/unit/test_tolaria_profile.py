@@ -17,6 +17,8 @@ from esper_ray.simic.episode import Kernels
 from esper_ray.tolaria import profile_files, profiling
 from esper_ray.tolaria.trainer import RunRequest, Stopped, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = (
     "run.dataset=digits",
     "run.mode=lockstep",
@@ -25,14 +27,6 @@ TINY = (
     "run.device=cpu",
     "run.epochs=4",
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trainer_at(home, *given, **request):

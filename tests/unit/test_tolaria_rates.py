@@ -20,26 +20,12 @@ from esper_ray.simic.episode import Kernels
 from esper_ray.tolaria.learning_rate import FASTEST, SLOWEST, LearningRates, trust_ratio
 from esper_ray.tolaria.loop import Loop
 from esper_ray.tolaria.trainer import RunRequest, Trainer
+from tests import tiny_runs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONSTANT = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup=0.0, seed_warmup_steps=10)
-TINY = (
-    "run.dataset=digits",
-    "run.mode=lockstep",
-    "run.boundary_every=8",
-    "run.host_width=4",
-    "run.device=cpu",
-    "seeds.shadow_share=1.0",
-    "tamiyo.plateau_rate=10",
-    "tamiyo.warmup_epochs=1",
-)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+TINY = (*tiny_runs.SETTINGS, "run.mode=lockstep")
 
 
 def optimizer_with(*seeds):

@@ -28,6 +28,8 @@ from esper_ray.tolaria import checkpoint, recovery, resume, rollback
 from esper_ray.tolaria.rollback import Times, Undo
 from esper_ray.tolaria.trainer import RunRequest, Stopped, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = (
     "run.dataset=digits",
     "run.mode=lockstep",
@@ -43,14 +45,6 @@ TINY = (
     "tamiyo.latest_growth=0.99",
     "tamiyo.seeds_at_once=1",
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
