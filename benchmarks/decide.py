@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from benchmarks import common
 from benchmarks.common import Bar, percentile
 from esper_ray import config as configuration
 from esper_ray.actors.clients import RemoteDecider
+from esper_ray.actors.resources import take_priority
 from esper_ray.config import Config
 from esper_ray.contracts import codec
 from esper_ray.contracts.budgets import DECIDE_MS
@@ -53,9 +53,9 @@ _LIFE = (Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.SHADOWING, Stag
 
 
 def train(settings: Sequence[str], ready: Event, stop: Event) -> None:
-    """The process beside: trains a host on one thread until it is told to stop, as nice as Ray makes its workers."""
+    """The process beside: trains a host on one thread until it is told to stop, with Tolaria's rank."""
     torch.set_num_threads(1)
-    os.nice(int(os.environ.get("RAY_worker_niceness", "15")))  # noqa: SIM112  Ray spells it so
+    take_priority("tolaria")
     config = configuration.load(None, list(settings))
     task = build_task(config.run, config.home / "data", torch.device("cpu"))
     optimizer = torch.optim.SGD(task.model.parameters(), 0.01)
@@ -206,6 +206,8 @@ def measure(count: int) -> dict[str, Any]:
                 graph=task.graph,
             )
             with training(settings):
+                # It asks as Tolaria does, so it ranks as she does.
+                take_priority("tolaria")
                 taken, passes, seen = hops(config, opening, count)
                 alone = forwards(policy, seen)
     return {

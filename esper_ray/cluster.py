@@ -27,6 +27,8 @@ from esper_ray.config import Config
 from esper_ray.errors import EnvironmentFault
 from esper_ray.reliability import atomic
 
+NICENESS_SWITCH = "RAY_worker_niceness"
+"""Ray's own switch: the niceness that its workers start with, 15 without it."""
 LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's own switch: 0 keeps every one of its sockets on 127.0.0.1."""
 
@@ -245,6 +247,8 @@ def _environment() -> dict[str, str]:
         "PATH": os.pathsep.join([here, os.environ.get("PATH", "")]),
     }
     values.setdefault("RAY_AUTH_MODE", "disabled")
+    # Our actors rank themselves (`actors.resources.take_priority`), and a process may only become nicer.
+    values.setdefault(NICENESS_SWITCH, "0")
     # Whatever cluster the caller is in must not decide what the new one attaches to.
     values.pop("RAY_ADDRESS", None)
     # Else every worker would inherit it, and many threads in many processes stand in each other's way.

@@ -12,6 +12,7 @@ from typing import Any
 
 import esper_ray
 from esper_ray import config as configuration
+from esper_ray.actors.resources import take_priority
 from esper_ray.contracts.messages import EventEnvelope, MetricPoint
 from esper_ray.contracts.telemetry import publish_telemetry
 from esper_ray.oona.bus import connect_consumer, connect_publisher
@@ -27,6 +28,7 @@ class SimicActor:
     """Success of the constructor means: reading the bus. The journal is all the state there is."""
 
     def __init__(self, config_tree: dict[str, Any]) -> None:
+        take_priority("simic")
         config = configuration.build(config_tree)
         self._experience = Experience.of(config.home)
         self._experience.forget_old()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import esper_ray
+from esper_ray.actors.resources import take_priority
 from esper_ray.config import build
 from esper_ray.contracts import codec
 from esper_ray.contracts.enums import BlueprintTier, BusMessageType, CircuitBreakerState
@@ -29,6 +30,7 @@ class KarnActor:
     """Answers which blueprints there are and which of them fit a slot."""
 
     def __init__(self, config_tree: dict[str, Any]) -> None:
+        take_priority("karn")
         config = build(config_tree)
         self._publisher = connect_publisher(config, source="karn")
         self._librarian = Librarian(folder=config.home / "journals", on_breaker=self._tell)

@@ -7,6 +7,7 @@ from typing import Any
 
 import esper_ray
 from esper_ray import config as configuration
+from esper_ray.actors.resources import take_priority
 from esper_ray.errors import EnvironmentFault
 from esper_ray.nissa.api import create_app
 from esper_ray.nissa.core import Nissa
@@ -24,6 +25,7 @@ class NissaActor:
     """
 
     def __init__(self, config_tree: dict[str, Any]) -> None:
+        take_priority("nissa")
         config = configuration.build(config_tree)
         self._nissa = Nissa(config)
         try:

@@ -10,6 +10,7 @@ from typing import Any
 
 import esper_ray
 from esper_ray import config as configuration
+from esper_ray.actors.resources import take_priority
 from esper_ray.contracts.telemetry import publish_telemetry
 from esper_ray.oona.bus import connect_keeper, connect_publisher
 from esper_ray.oona.keeper import BusReport
@@ -24,6 +25,7 @@ class OonaActor:
     """Has no state of its own: a new one goes on where the last one ended."""
 
     def __init__(self, config_tree: dict[str, Any]) -> None:
+        take_priority("oona")
         config = configuration.build(config_tree)
         self._keeper = connect_keeper(config)
         self._publisher = connect_publisher(config, "oona")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from esper_ray.actors.resources import take_priority
 from esper_ray.simic.checkpoints import Counters
 from esper_ray.simic.learner import Learned, Learner
 from esper_ray.simic.localcrew import drawn, keep, replay_for, worker_for
@@ -28,6 +29,7 @@ class RolloutActor(Member):
     """Acts. Its state is its environments; a new one begins new episodes."""
 
     def __init__(self, plan: TrainingPlan, interface: Interface, worker: int, version: int) -> None:
+        take_priority("school")
         torch.set_num_threads(1)
         self._steps = plan.config.rollout_steps
         self._worker = worker_for(plan, interface, worker, version)
@@ -42,6 +44,7 @@ class ReplayActor(Member):
     """Keeps segments. Its state is on disk as of the last checkpoint; what came after that fills again."""
 
     def __init__(self, plan: TrainingPlan, resume: bool) -> None:
+        take_priority("school")
         self._plan, self._replay = plan, replay_for(plan)
         if resume and plan.folder is not None:
             self._replay.load(plan.folder)
@@ -67,6 +70,7 @@ class LearnerActor(Member):
     """Learns. Its state is in the training's folder as of the last checkpoint."""
 
     def __init__(self, plan: TrainingPlan, interface: Interface) -> None:
+        take_priority("school")
         torch.set_num_threads(1)
         self._plan, self._learner = plan, Learner(plan, interface)
 

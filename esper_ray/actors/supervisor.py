@@ -17,7 +17,7 @@ from typing import Any
 import esper_ray
 from esper_ray.actors import crew
 from esper_ray.actors.driver import Driver, as_record
-from esper_ray.actors.resources import ACTORS, table
+from esper_ray.actors.resources import ACTORS, table, take_priority
 from esper_ray.config import build
 from esper_ray.errors import EsperError
 from esper_ray.oona.address import resolve_redis
@@ -40,6 +40,7 @@ class SupervisorActor:
     """Owns the desired state: which actors there are and which run is trained."""
 
     def __init__(self, config_tree: dict[str, Any]) -> None:
+        take_priority("supervisor")
         self._tree, self._config = config_tree, build(config_tree)
         specs = table(self._config)
         self._specs = {spec.name: specs[spec.name] for spec in ACTORS}

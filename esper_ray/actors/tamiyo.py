@@ -17,6 +17,7 @@ from typing import Any
 
 import esper_ray
 from esper_ray.actors.line import Address, LineServer
+from esper_ray.actors.resources import take_priority
 from esper_ray.config import build
 from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.learning import decode_policy_update
@@ -37,6 +38,7 @@ class TamiyoActor:
     """Answers at the boundary."""
 
     def __init__(self, config_tree: dict[str, Any]) -> None:
+        take_priority("tamiyo")
         # A thread that works for the bus must not keep the one that answers waiting for Python's usual 5 ms.
         sys.setswitchinterval(_SWITCH_SECONDS)
         config = build(config_tree)

@@ -16,6 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 import esper_ray
 from esper_ray.actors import crew
+from esper_ray.actors.resources import take_priority
 from esper_ray.config import build
 from esper_ray.contracts.ports import Kernel, KernelSpec
 from esper_ray.errors import StoreUnavailable
@@ -33,6 +34,7 @@ class TezzeretActor:
     """Makes kernels in the background."""
 
     def __init__(self, config_tree: dict[str, Any]) -> None:
+        take_priority("tezzeret")
         config = build(config_tree)
         publisher = connect_publisher(config, source="tezzeret")
         store = UrzaByName(config.ray.namespace)

@@ -16,7 +16,7 @@ import ray
 
 import esper_ray
 from esper_ray.actors.clients import ByName, RemoteDecider, until_done
-from esper_ray.actors.resources import training_threads
+from esper_ray.actors.resources import take_priority, training_threads
 from esper_ray.actors.surroundings import forge_order, kernels, offered
 from esper_ray.config import Config, build
 from esper_ray.contracts.signing import load_keys
@@ -33,6 +33,7 @@ class TolariaActor:
     """Trains one run at a time."""
 
     def __init__(self, config_tree: dict[str, Any]) -> None:
+        take_priority("tolaria")
         # torch is loaded here and not with the module: the supervisor imports this file and stays light.
         import esper_ray.tolaria.trainer  # noqa: F401
 

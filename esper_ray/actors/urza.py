@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import esper_ray
+from esper_ray.actors.resources import take_priority
 from esper_ray.config import build
 from esper_ray.contracts.enums import BlueprintTier, CircuitBreakerState
 from esper_ray.contracts.ports import Kernel, KernelSpec
@@ -25,6 +26,7 @@ class UrzaActor:
     """Stores kernels and serves them."""
 
     def __init__(self, config_tree: dict[str, Any]) -> None:
+        take_priority("urza")
         config = build(config_tree)
         self._store = Store(
             config.home / "urza",
