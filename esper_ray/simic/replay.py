@@ -42,7 +42,7 @@ class Sample:
         ids: int64 [N], to give new priorities by.
         columns: the items' arrays, each [N, ...].
         weights: float32 [N], importance weights, the largest 1.
-        sources: where each comes from.
+        sources: strings [N], where each comes from.
         versions: int64 [N], of the policies that acted.
         ages: float64 [N], seconds since each was added.
     """
@@ -50,7 +50,7 @@ class Sample:
     ids: npt.NDArray[np.int64]
     columns: dict[str, Array]
     weights: npt.NDArray[np.float32]
-    sources: tuple[str, ...]
+    sources: npt.NDArray[np.object_]
     versions: npt.NDArray[np.int64]
     ages: npt.NDArray[np.float64]
 
@@ -59,7 +59,7 @@ class Sample:
         return {key: column[number] for key, column in self.columns.items()}
 
     def provenance(self, number: int) -> Provenance:
-        return Provenance(self.sources[number], int(self.versions[number]))
+        return Provenance(str(self.sources[number]), int(self.versions[number]))
 
 
 class Replay:
@@ -89,9 +89,10 @@ class Replay:
         self._rows: npt.NDArray[np.void] = np.empty(0, np.dtype([]))
         self._columns: dict[str, Array] = {}
         self._capacity = 0
-        self._tree = SumTree(1)
+        self._tree, self._weights = SumTree(1), np.zeros(1)
+        self._ids = np.zeros(0, np.int64)
         self._times = np.zeros(0)
-        self._sources: list[str] = []
+        self._sources = np.zeros(0, np.object_)
         self._versions = np.zeros(0, np.int64)
         self._first, self._next = 0, 0
         self._largest = 1.0
@@ -119,13 +120,13 @@ class Replay:
         if not self._columns:
             self._open(item)
         self._check(item)
-        self._expire()
+        now = self._expire()
         if len(self) == self._capacity:
             self._drop(1)
         number, place = self._next, self._next % self._capacity
         for key, column in self._columns.items():
             column[place] = item[key]
-        self._times[place] = self._now()
+        self._ids[place], self._times[place] = number, now
         self._sources[place], self._versions[place] = provenance.source, provenance.version
         self._next += 1
         self.update([number], [self._largest if priority is None else priority])
@@ -137,22 +138,26 @@ class Replay:
         Raises:
             ReplayError: there are fewer items than that.
         """
-        self._expire()
+        now = self._expire()
         if count > len(self):
             raise ReplayError(
                 f"A batch of {count} items was asked for, and the replay holds {len(self)}.",
                 remedy="Ask for a smaller batch, fill the replay first, or raise simic.replay_mb.",
             )
-        points = (np.arange(count) + self._random.random(count)) * (self._tree.total / max(1, count))
-        places, priorities = self._tree.find(points)
-        weights = priorities**-self._beta
+        shares = self._random.random(count)
+        shares += np.arange(count)
+        shares /= max(1, count)
+        places = self._tree.find(shares)
+        weights = self._weights.take(places)
+        weights /= np.maximum.reduce(weights, initial=_FLOOR)
+        # ``take`` is the quickest of numpy's ways to gather.
         return Sample(
-            ids=self._first + (places - self._first) % self._capacity,
+            ids=self._ids.take(places),
             columns=self._split(self._rows.take(places)),
-            weights=(weights / weights.max(initial=_FLOOR)).astype(np.float32),
-            sources=tuple(map(self._sources.__getitem__, places.tolist())),
-            versions=self._versions[places],
-            ages=self._now() - self._times[places],
+            weights=weights.astype(np.float32),
+            sources=self._sources.take(places),
+            versions=self._versions.take(places),
+            ages=now - self._times.take(places),
         )
 
     def update(self, ids: npt.ArrayLike, priorities: npt.ArrayLike) -> None:
@@ -163,7 +168,7 @@ class Replay:
         here = (numbers >= self._first) & (numbers < self._next)
         if here.any():
             self._largest = max(self._largest, float(values[here].max()))
-            self._tree.set(numbers[here] % self._capacity, values[here] ** self._alpha)
+            self._set(numbers[here] % self._capacity, values[here] ** self._alpha)
 
     def save(self, folder: Path) -> None:
         """Write everything to a folder, old or new and never half."""
@@ -173,7 +178,7 @@ class Replay:
             "next": self._next,
             "largest": self._largest,
             "random": self._random.bit_generator.state,
-            "sources": [self._sources[place] for place in order.tolist()],
+            "sources": self._sources[order].tolist(),
         }
         arrays = {f"item/{key}": column[order] for key, column in self._columns.items()}
         buffer = io.BytesIO()
@@ -217,11 +222,11 @@ class Replay:
         places = np.arange(self._first, self._next) % self._capacity
         for key, column in columns.items():
             self._columns[key][places] = column[-kept:]
+        self._ids[places] = np.arange(self._first, self._next)
         self._times[places] = arrays["times"][-kept:]
-        self._tree.set(places, arrays["priorities"][-kept:])
+        self._set(places, arrays["priorities"][-kept:])
         self._versions[places] = arrays["versions"][-kept:]
-        for place, source in zip(places.tolist(), state["sources"][-kept:], strict=True):
-            self._sources[place] = source
+        self._sources[places] = state["sources"][-kept:]
         return True
 
     def _open(self, item: Mapping[str, Array]) -> None:
@@ -236,9 +241,16 @@ class Replay:
         self._rows = np.empty(self._capacity, kind)
         self._columns = self._split(self._rows)
         self._tree = SumTree(self._capacity)
+        self._weights = np.zeros(self._capacity)
+        self._ids = np.zeros(self._capacity, np.int64)
         self._times = np.zeros(self._capacity)
-        self._sources = [""] * self._capacity
+        self._sources = np.full(self._capacity, "", np.object_)
         self._versions = np.zeros(self._capacity, np.int64)
+
+    def _set(self, places: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> None:
+        """Let items be drawn in proportion to ``shares``; their importance weights but for the scale."""
+        self._tree.set(places, shares)
+        self._weights[places] = shares**-self._beta
 
     @staticmethod
     def _split(rows: npt.NDArray[np.void]) -> dict[str, Array]:
@@ -253,12 +265,13 @@ class Replay:
                 f"An item with the arrays {told} came to a replay of {known}.", why="All items have the same shapes."
             )
 
-    def _expire(self) -> None:
-        before = self._now() - self._max_seconds
-        count = 0
-        while count < len(self) and self._times[(self._first + count) % self._capacity] < before:
+    def _expire(self) -> float:
+        """Drop what is too old; the present time in seconds."""
+        now, count = self._now(), 0
+        while count < len(self) and self._times.item((self._first + count) % self._capacity) < now - self._max_seconds:
             count += 1
         self._drop(count)
+        return now
 
     def _drop(self, count: int) -> None:
         """The oldest ones."""
