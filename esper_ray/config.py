@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from esper_ray.contracts.budgets import HOST_PARAMETER_LIMIT
 from esper_ray.errors import ConfigError
 
-TASKS = ("resnet-lite", "transformer-lite")
+TASKS = ("resnet-lite", "transformer-lite", "mlp-lite")
 _OWN_TASK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -32,10 +32,13 @@ class Section(BaseModel):
 class RunConfig(Section):
     task: str = Field(
         "resnet-lite",
-        description="what is trained: resnet-lite, transformer-lite, or a function of yours as package.module:function",
+        description="what is trained: resnet-lite, transformer-lite, mlp-lite, or a function of yours as "
+        "package.module:function",
     )
-    dataset: Literal["glyphs", "digits", "cifar10", "pycode"] = Field(
-        "glyphs", description="what it learns from; pycode is for transformer-lite, the others are for resnet-lite"
+    dataset: Literal["glyphs", "digits", "cifar10", "pycode", "tabular"] = Field(
+        "glyphs",
+        description="what it learns from; pycode is for transformer-lite, tabular for mlp-lite, the others are for "
+        "resnet-lite",
     )
     data_folder: str = Field("", description="where CIFAR-10's binary files are (cifar10)")
     code_folder: str = Field(
@@ -55,7 +58,7 @@ class RunConfig(Section):
     difficulty: float = Field(0.75, ge=0.0, le=3.0, description="distortion, clutter and noise of glyphs")
     context: int = Field(64, ge=8, le=1024, description="bytes that transformer-lite sees at once")
     host_width: int = Field(
-        16, ge=4, le=128, description="channels of the host's first stage; a quarter of a sequence's"
+        16, ge=4, le=128, description="channels of the host's first stage; a quarter of a sequence's or a row's"
     )
     host_limit: int = Field(HOST_PARAMETER_LIMIT, ge=1000, description="a host with more parameters is refused")
     threads: int = Field(0, ge=0, description="torch threads of the training process; 0 means half of the processors")
@@ -244,9 +247,15 @@ class ForgeConfig(Section):
     compile: Literal["auto", "never"] = Field(
         "auto", description="auto: compile where a C++ compiler is there and it is measured to pay"
     )
-    speedup: float = Field(1.15, ge=1.0, description="a compiled kernel is used when it is faster by this factor")
+    strategy: Literal["emergency", "fast", "standard", "aggressive"] = Field(
+        "standard", description="how hard kernels are compiled; emergency compiles nothing, and fast is for bad times"
+    )
+    speedup: float = Field(1.15, ge=1.0, description="compiled code is preferred when it is faster by this factor")
+    jobs: int = Field(1, ge=1, le=2, description="kernels that are made at a time")
     job_seconds: float = Field(120.0, gt=0, description="processor time for one kernel; its job is killed at it")
-    memory_mb: int = Field(4096, ge=512, description="address space limit of a compile job, above its start")
+    memory_mb: int = Field(4096, ge=512, description="memory of a job and its compilers; it is killed above it")
+    reserve_mb: int = Field(512, ge=0, description="below so much free memory the forge works in conservative mode")
+    dwell_seconds: float = Field(900.0, gt=0, description="how long the conservative mode lasts at least")
 
 
 class UrzaConfig(Section):

@@ -90,6 +90,14 @@ METRICS: tuple[Metric, ...] = (
         "kasmina",
     ),
     Metric("ic", "esper_isolation_checks", "gauge", "1", "isolation checks made in the run so far", "kasmina"),
+    Metric(
+        "ng",
+        "esper_newborn_gradient_ratio",
+        "gauge",
+        "ratio",
+        "root mean square gradient of the seeds that are no fossils, over the model's",
+        "kasmina",
+    ),
     Metric("jg", "esper_joint_gain", "gauge", "nats", "what all live seeds gain together", "kasmina"),
     Metric(
         "ix",
@@ -129,6 +137,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("ox", "esper_bus_dropped_total", "counter", "1", "messages lost at their sender", "oona", ("reason",)),
     Metric("os", "esper_bus_shed_total", "counter", "1", "messages left out under load", "oona", ("reason",)),
     Metric("ob", "esper_breaker_state", "gauge", "1", "1 closed, 2 open, 3 trying again", "oona", ("breaker",)),
+    # Leyline: the contracts
+    Metric("rf", "esper_refused_total", "counter", "1", "messages refused on arrival", "contracts", ("reason",)),
     # Nissa: observability itself
     Metric("tt", "esper_telemetry_truncated_total", "counter", "1", "texts cut to fit a packet", "contracts"),
     Metric("tn", "esper_telemetry_not_finite_total", "counter", "1", "points left out: not finite", "contracts"),
@@ -159,7 +169,31 @@ METRICS: tuple[Metric, ...] = (
         "zg", "esper_forge_given_up_total", "counter", "1", "kernels given up after retries", "tezzeret", ("phase",)
     ),
     Metric("zc", "esper_forge_compiled_total", "counter", "1", "kernels for which compiled code pays", "tezzeret"),
+    Metric("zm", "esper_forge_conservative", "gauge", "1", "1 while the forge works in conservative mode", "tezzeret"),
 )
 
 BY_KEY = {metric.key: metric for metric in METRICS}
+
+
+@dataclass(frozen=True, slots=True)
+class WireKey:
+    """A key in a message's own map of metrics; Prometheus does not see it."""
+
+    key: str
+    unit: str
+    meaning: str
+
+
+STATE_METRICS = (
+    WireKey("pc", "1", "parameters of host and seeds"),
+    WireKey("lr", "1", "the host's learning rate"),
+    WireKey("cr", "ratio", "FLOPs charged so far, to what the host alone would have taken"),
+    WireKey("em", "1", "emergency level of the run: 0 normal, 1 notice to 4 halt"),
+)
+SEED_METRICS = (
+    WireKey("g", "nats", "counterfactual gain: loss without the seed less loss with it, on the same held-out batches"),
+    WireKey("ge", "nats", "standard error of the gain"),
+)
+REPORT_METRICS = SEED_METRICS
+
 assert len(BY_KEY) == len(METRICS), "two metrics share a short key"

@@ -21,13 +21,13 @@ from esper_ray.errors import KernelError
 from esper_ray.karn.blueprints import build
 from esper_ray.karn.catalog import CATALOG
 from esper_ray.reliability.ids import derive_seed
+from esper_ray.tezzeret.strategies import STRATEGIES, StrategyName
 from esper_ray.tezzeret.toolchain import BATCH, THREADS
 
 # Making a block grows nothing: whether an experimental one may grow is asked where it would.
 _USABLE = BlueprintTier.EXPERIMENTAL
 _CHECKED = 4
 _EAGER_ROUNDS, _EAGER_MS = 3, 40.0
-_COMPILE_ROUNDS = 15
 _CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 
 
@@ -101,8 +101,8 @@ def flops(spec: KernelSpec, branch: nn.Module) -> tuple[int, int]:
     return forward.get_total_flops() // _CHECKED, backward.get_total_flops() // _CHECKED
 
 
-def compare(spec: KernelSpec) -> dict[str, float]:
-    """Compile the block and measure it against eager, in turns.
+def compare(spec: KernelSpec, strategy: StrategyName = "standard") -> dict[str, float]:
+    """Compile the block, forward and backward, and measure it against eager, in turns.
 
     Returns:
         ``eager_ms``, ``compiled_ms``, ``compile_seconds`` (wall time until the first compiled step was through).
@@ -116,14 +116,16 @@ def compare(spec: KernelSpec) -> dict[str, float]:
     # All branches share one forward(); without the reset torch's recompile limit would quietly leave later ones eager.
     torch.compiler.reset()
     started = time.perf_counter()
-    compiled = _step(torch.compile(branch, dynamic=False, fullgraph=True), h, branch.parameters())
+    how = STRATEGIES[strategy]
+    fast = torch.compile(branch, dynamic=False, fullgraph=True, options=dict(how.options) or None)
+    compiled = _step(fast, h, branch.parameters())
     found = compiled()
     seconds = time.perf_counter() - started
     for ours, theirs in zip(eager(), found, strict=True):
         size = float(ours.abs().max())
         if not torch.allclose(ours, theirs, rtol=_CLOSE["rtol"], atol=_CLOSE["atol"] * max(1.0, size)):
             raise KernelError(f"{spec.key} computes something else when compiled.", why=f"Off by {ours - theirs}.")
-    eager_ms, compiled_ms = measure([eager, compiled], _COMPILE_ROUNDS, 0.0, clock_of(spec))
+    eager_ms, compiled_ms = measure([eager, compiled], how.rounds, 0.0, clock_of(spec))
     return {"eager_ms": eager_ms, "compiled_ms": compiled_ms, "compile_seconds": seconds}
 
 

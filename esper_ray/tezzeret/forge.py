@@ -1,8 +1,8 @@
 """The forge: makes every wanted kernel, then compiles those for which compiling pays. Loads no torch itself.
 
-Two phases, each in a job process that may be killed at any time. ``build`` makes eager kernels, checked and measured,
-within seconds, for training waits for them. ``compile`` measures each of them compiled, in the background; where that
-is faster by ``forge.speedup`` a new version with the strategy "compiled" is stored, else the figures are written down.
+Two phases, each in job processes that may be killed at any time. ``build`` makes eager kernels, checked and measured,
+within seconds, for training waits for them. ``compile`` measures each of them compiled, in the background, and stores a
+new version with the figures, whose strategy is "compiled" where that is faster by ``forge.speedup`` and "eager" else.
 
 Contract: what a phase has reported as done is stored and in the ledger. A forge that was killed goes on where it was;
 nothing finished is made again as long as the store still has it.
@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import psutil
 
 from esper_ray.config import ForgeConfig
 from esper_ray.contracts.enums import BlueprintTier
@@ -27,15 +31,21 @@ from esper_ray.errors import EnvironmentFault
 from esper_ray.karn.catalog import CATALOG, Catalog
 from esper_ray.reliability.atomic import make_folder
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
+from esper_ray.tezzeret.caution import Caution
+from esper_ray.tezzeret.crew import Crew
 from esper_ray.tezzeret.ledger import Finished, Ledger, Result
+from esper_ray.tezzeret.strategies import StrategyName, calmer
 from esper_ray.tezzeret.toolchain import JOB_COMMAND, Phase, cache_key, compiler_available
-from esper_ray.tezzeret.worker import Event, Job
+from esper_ray.tezzeret.worker import Event, Job, Limits
 from esper_ray.urza.catalog import Row
 
 MAX_RETRIES = 2
 _MAX_FALSE_STARTS = 3
 _KEY_FIELD: Mapping[Phase, str] = {"eager": "cache_key", "compile": "compile_key"}
-_RESULT: Mapping[Phase, Result] = {"eager": "eager", "compile": "compiled"}
+FIGURES = ("eager_ms", "compiled_ms", "compile_seconds")
+"""What the compile phase measures of a kernel: milliseconds of a step, and wall time until the first compiled step."""
+
+_log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 
 
@@ -105,8 +115,8 @@ class Forge:
         self.folder = make_folder(folder)
         self.ledger = Ledger(folder / "jobs.db", clock=clock)
         self._store, self._config, self._publisher = store, config, publisher
-        self._clock, self._command = clock, command
-        self._started_at = clock.monotonic()
+        self._command = command
+        self._caution = Caution(config.dwell_seconds, clock, self._tell_mode)
 
     def wanted(
         self,
@@ -148,8 +158,9 @@ class Forge:
         self, specs: Sequence[KernelSpec], on_progress: Progress = _silent, stop: Callable[[], bool] = _never
     ) -> Outcome:
         """Measure every built kernel compiled, where this machine can compile; errors as for `build`."""
-        if self._config.compile == "never":
-            return Outcome({}, note="The kernels stay eager: forge.compile is never.")
+        if self._config.compile == "never" or self._config.strategy == "emergency":
+            setting = "compile is never" if self._config.compile == "never" else "strategy is emergency"
+            return Outcome({}, note=f"The kernels stay eager: forge.{setting}.")
         able, reason = compiler_available()
         if not able:
             return Outcome({}, note=f"The kernels stay eager: {reason}.")
@@ -163,37 +174,49 @@ class Forge:
     def _run(
         self, phase: Phase, specs: Sequence[KernelSpec], on_progress: Progress, stop: Callable[[], bool]
     ) -> Outcome:
-        with self._alone():
+        on_cpu = all(spec.signature.device == "cpu" for spec in specs)
+        with self._alone(), Crew(lambda lane: self._hire(phase, lane, on_cpu)) as crew:
             finished = self._settled(phase, specs)
+            queue = deque(spec for spec in specs if spec.key not in finished)
             on_progress(len(finished), len(specs), "")
-            false_starts = 0
-            while (queue := [spec for spec in specs if spec.key not in finished]) and not stop():
-                for event in self._work(phase, queue, stop):
-                    spec = queue[event.index]
-                    if event.kind == "started":
-                        self._started_at = self._clock.monotonic()
-                    elif event.index >= 0:
-                        ended = self._settle(phase, spec, event)
-                        finished.update({spec.key: ended} if ended else {})
-                        self._tell(phase, ended, len(finished), len(specs))
-                    elif event.kind == "ended":
-                        false_starts = self._count_false_start(false_starts, event)
-                    on_progress(len(finished), len(specs), spec.key if event.index >= 0 else "")
-            return Outcome(finished, stopped=bool(queue))
+            absent = 0
+            while (queue or crew.busy) and not stop():
+                self._hand_out(phase, queue, crew, lambda spec: on_progress(len(finished), len(specs), spec.key))
+                for event in crew.wait():
+                    absent = self._count_absent(absent, event)
+                    ended = self._settle(phase, event)
+                    finished.update({event.spec.key: ended} if ended else {})
+                    queue.extend([] if ended else [event.spec])
+                    self._tell(phase, event, ended, len(finished), len(specs))
+                    on_progress(len(finished), len(specs), event.spec.key)
+            self._caution.abandoned()
+            return Outcome(finished, stopped=len(finished) < len(specs))
 
-    def _work(self, phase: Phase, queue: Sequence[KernelSpec], stop: Callable[[], bool]) -> Iterator[Event]:
-        """What happens to the kernels of one job process; an orderly end and a stop are no events of a kernel."""
-        with Job(
-            phase,
-            queue,
-            self.folder,
-            limit_seconds=self._config.job_seconds,
-            memory_mb=self._config.memory_mb,
-            command=self._command,
-        ) as job:
-            for event in job.events(stop):
-                if event.kind != "stopped" and (event.kind != "ended" or event.why):
-                    yield event
+    def _hire(self, phase: Phase, lane: int, on_cpu: bool) -> Job:
+        limits = Limits(self._config.job_seconds, self._config.memory_mb)
+        return Job(phase, self.folder, limits, lane=lane, on_cpu=on_cpu, command=self._command)
+
+    def _hand_out(
+        self, phase: Phase, queue: deque[KernelSpec], crew: Crew, on_begun: Callable[[KernelSpec], None]
+    ) -> None:
+        """Give the next kernels to as many jobs as may run now."""
+        if psutil.virtual_memory().available < self._config.reserve_mb * 2**20:
+            self._caution.short_of_memory()
+        while queue and crew.busy < self._lanes():
+            normal = self._caution.may_work_normally()
+            spec = queue.popleft()
+            crew.give(spec, self._strategy(phase, spec, normal=normal))
+            on_begun(spec)
+        crew.send_home(self._lanes())
+
+    def _lanes(self) -> int:
+        return 1 if self._caution.conservative else self._config.jobs
+
+    def _strategy(self, phase: Phase, spec: KernelSpec, *, normal: bool = True) -> StrategyName:
+        """What was asked for, or the fast one in conservative mode; a calmer one after each failure of that kernel."""
+        wanted = self._config.strategy
+        failures = self.ledger.failures(phase, cache_key(spec, phase, wanted))
+        return calmer(wanted if normal else "fast", failures)
 
     def _settled(self, phase: Phase, specs: Sequence[KernelSpec]) -> dict[str, Finished]:
         """The jobs that need not be done, by kernel name: the ledger's, and those stored just before a kill."""
@@ -203,66 +226,82 @@ class Forge:
         digests = {row.digest for row in rows}
         settled: dict[str, Finished] = {}
         for spec in specs:
-            key = cache_key(spec, phase)
+            key = cache_key(spec, phase, self._strategy(phase, spec))
             ended = self.ledger.finished(phase, key)
             if ended is not None and ended.digest and ended.digest not in digests:
                 self.ledger.reopen(phase, key)
                 ended = None
             if ended is None and key in stored:
-                ended = Finished(spec.key, _RESULT[phase], stored[key].digest)
+                ended = _as_stored(phase, spec, stored[key])
                 self.ledger.finish(phase, key, ended)
             if ended is not None:
                 settled[spec.key] = ended
         return settled
 
-    def _settle(self, phase: Phase, spec: KernelSpec, event: Event) -> Finished | None:
+    def _settle(self, phase: Phase, event: Event) -> Finished | None:
         """Store what a job made, or count its failure; None when it is to be tried again."""
-        key = cache_key(spec, phase)
-        if event.kind == "done":
-            assert event.content is not None
-            store = self._store_eager if phase == "eager" else self._store_compared
-            ended = store(spec, key, event.content)
-        elif self.ledger.fail(phase, key, event.why) > MAX_RETRIES:
-            ended = Finished(spec.key, "given up", why=event.why)
-        else:
+        if event.kind == "absent":
             return None
+        spec = event.spec
+        if event.kind == "done":
+            key = cache_key(spec, phase, event.strategy)
+            ended = self._store_eager(event, key) if phase == "eager" else self._store_compared(event, key)
+            self._caution.succeeded()
+        else:
+            self._caution.failed(spec.key)
+            if self.ledger.fail(phase, cache_key(spec, phase, self._config.strategy), event.why) <= MAX_RETRIES:
+                return None
+            key = cache_key(spec, phase, self._strategy(phase, spec))
+            ended = Finished(spec.key, "given up", why=event.why)
         self.ledger.finish(phase, key, ended)
         return ended
 
-    def _store_eager(self, spec: KernelSpec, key: str, content: Mapping[str, Any]) -> Finished:
+    def _store_eager(self, event: Event, key: str) -> Finished:
+        spec, content = event.spec, event.content
         metadata = {**content["metadata"], _KEY_FIELD["eager"]: key}
         kernel = self._store.put(spec, base64.b64decode(content["weights"]), metadata)
         return Finished(spec.key, "eager", kernel.digest)
 
-    def _store_compared(self, spec: KernelSpec, key: str, content: Mapping[str, Any]) -> Finished:
-        figures = content["metadata"]
+    def _store_compared(self, event: Event, key: str) -> Finished:
+        """A new version with the figures, and with the faster of both as its strategy."""
+        spec, figures = event.spec, event.content["metadata"]
+        pays = figures["eager_ms"] >= self._config.speedup * figures["compiled_ms"]
+        result: Result = "compiled" if pays else "eager"
         newest = {row.key: row.digest for row in self._store.list()}[spec.key]
-        if figures["eager_ms"] < self._config.speedup * figures["compiled_ms"]:
-            return Finished(spec.key, "eager", newest, figures)
         kernel = self._store.get_digest(newest)
-        metadata = {**kernel.metadata, **figures, "strategy": "compiled", _KEY_FIELD["compile"]: key}
-        return Finished(spec.key, "compiled", self._store.put(spec, kernel.weights, metadata).digest, figures)
+        chosen = {"strategy": result, "compile_strategy": event.strategy, _KEY_FIELD["compile"]: key}
+        stored = self._store.put(spec, kernel.weights, {**kernel.metadata, **figures, **chosen})
+        return Finished(spec.key, result, stored.digest, figures)
 
-    def _count_false_start(self, count: int, event: Event) -> int:
+    def _count_absent(self, count: int, event: Event) -> int:
+        """Raises when jobs keep ending before they are ready: that is no kernel's fault."""
+        if event.kind != "absent":
+            return 0
         if count + 1 >= _MAX_FALSE_STARTS:
             raise EnvironmentFault(
                 "The forge's jobs end before they begin.", why=event.why, remedy=f"See the logs in {self.folder}."
             )
         return count + 1
 
-    def _tell(self, phase: Phase, ended: Finished | None, done: int, wanted: int) -> None:
+    def _tell(self, phase: Phase, event: Event, ended: Finished | None, done: int, wanted: int) -> None:
         if self._publisher is None:
             return
         labels = {"phase": phase}
         points = [
             MetricPoint("zd", float(done), labels),
             MetricPoint("zw", float(wanted), labels),
-            MetricPoint("zt", (self._clock.monotonic() - self._started_at) * 1e3, labels),
-            MetricPoint("zr", float(ended is None), labels),
+            MetricPoint("zt", event.seconds * 1e3, labels),
+            MetricPoint("zr", float(ended is None and event.kind != "absent"), labels),
             MetricPoint("zg", float(ended is not None and ended.result == "given up"), labels),
             MetricPoint("zc", float(ended is not None and ended.result == "compiled")),
+            MetricPoint("zm", float(self._caution.conservative)),
         ]
         publish_telemetry(self._publisher, "tezzeret", "", 0, points)
+
+    def _tell_mode(self, conservative: bool) -> None:
+        _log.warning("the forge is %s", "conservative now" if conservative else "back to its ordinary way")
+        if self._publisher is not None:
+            publish_telemetry(self._publisher, "tezzeret", "", 0, [MetricPoint("zm", float(conservative))])
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -274,3 +313,12 @@ class Forge:
                     f"Another forge works in {self.folder}.", remedy="Wait for it, or stop it (esper down)."
                 ) from None
             yield
+
+
+def _as_stored(phase: Phase, spec: KernelSpec, row: Row) -> Finished:
+    """How a job ended whose artifact was stored just before a kill."""
+    if phase == "eager":
+        return Finished(spec.key, "eager", row.digest)
+    result: Result = "compiled" if row.strategy == "compiled" else "eager"
+    figures = {name: row.metadata[name] for name in FIGURES if name in row.metadata}
+    return Finished(spec.key, result, row.digest, figures)

@@ -1,7 +1,8 @@
-"""A job process: ``python -m esper_ray.tezzeret.job PARENT_PID`` makes the kernels that its parent names on stdin.
+"""A job process: ``python -m esper_ray.tezzeret.job PARENT_PID`` makes the kernels that its parent hands it on stdin.
 
-It may be killed at any moment, and dies with its parent. One JSON object per line on stdout: ``{"started": i}``, then
-``{"done": i, ...}`` or ``{"failed": i, "why": text}`` for the i-th kernel. Whatever else prints goes to stderr.
+It may be killed at any moment, and dies with its parent. The first line says how it works; after ``{"ready": pid}`` it
+takes one kernel per line and answers each with ``{"done": ...}`` or ``{"failed": text}``. The end of stdin ends it.
+Whatever else prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -23,43 +24,43 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Read the request, set the limits, make the kernels."""
+    """Read how to work, set the limits, make the kernels."""
     die_with(int(sys.argv[1]))
     answers = _claim_stdout()
-    request = json.loads(sys.stdin.readline())
-    if request["phase"] == "compile":
+    settings = json.loads(sys.stdin.readline())
+    if settings["phase"] == "compile":
         yield_processor()
     import torch
 
     torch.set_num_threads(1)
-    specs = [spec_from_json(kernel) for kernel in request["kernels"]]
-    if all(spec.signature.device == "cpu" for spec in specs):
+    if settings["on_cpu"]:
         # A GPU's driver maps far more address space than it uses.
-        limit_memory(int(request["memory_mb"]))
-    work = _work(request["phase"])
-    for index, spec in enumerate(specs):
-        _say(answers, {"started": index})
+        limit_memory(int(settings["memory_mb"]))
+    work = _work(settings["phase"])
+    _say(answers, {"ready": os.getpid()})
+    for line in sys.stdin:
+        order = json.loads(line)
         try:
-            _say(answers, {"done": index, **work(spec)})
+            _say(answers, {"done": work(spec_from_json(order["kernel"]), order["strategy"])})
         except Exception as error:  # whatever a compiler raises is this kernel's failure, not the job's
-            _say(answers, {"failed": index, "why": f"{type(error).__name__}: {error}"[:2000]})
+            _say(answers, {"failed": f"{type(error).__name__}: {error}"[:2000]})
 
 
-def _work(phase: str) -> Callable[[KernelSpec], dict[str, Any]]:
+def _work(phase: str) -> Callable[[KernelSpec, Any], dict[str, Any]]:
     from esper_ray.tezzeret import compiler
 
-    def make(spec: KernelSpec) -> dict[str, Any]:
+    def make(spec: KernelSpec, _: Any) -> dict[str, Any]:
         weights, metadata = compiler.make(spec)
         return {"weights": base64.b64encode(weights).decode(), "metadata": metadata}
 
-    def compare(spec: KernelSpec) -> dict[str, Any]:
-        return {"metadata": compiler.compare(spec)}
+    def compare(spec: KernelSpec, strategy: Any) -> dict[str, Any]:
+        return {"metadata": compiler.compare(spec, strategy)}
 
     return make if phase == "eager" else compare
 
 
 def spec_to_json(spec: KernelSpec) -> dict[str, Any]:
-    """What a request carries for a kernel."""
+    """What an order carries for a kernel."""
     return {"blueprint": spec.blueprint, "signature": str(spec.signature), "parameters": dict(spec.parameters)}
 
 

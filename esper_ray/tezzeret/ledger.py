@@ -32,6 +32,7 @@ class Ledger:
 
     def __init__(self, path: Path, *, clock: Clock) -> None:
         self._journal = Journal(path, clock=clock)
+        self._failures: dict[Phase, Counter[str]] = {}
 
     def finished(self, phase: Phase, key: str) -> Finished | None:
         """How that job ended, or None while it is open."""
@@ -52,17 +53,22 @@ class Ledger:
     def fail(self, phase: Phase, key: str, why: str) -> int:
         """Write down a failure and return how many the job has had."""
         self._journal.append(f"failures-{phase}", json.dumps({"key": key, "why": why}).encode())
-        return self.failures(phase)[key]
+        self._failures = {}
+        return self.failures(phase, key)
 
-    def failures(self, phase: Phase) -> Counter[str]:
-        """Failures of each job so far."""
-        return Counter(json.loads(entry.payload)["key"] for entry in self._journal.read(f"failures-{phase}"))
+    def failures(self, phase: Phase, key: str) -> int:
+        """How often a job has failed so far."""
+        if phase not in self._failures:
+            entries = self._journal.read(f"failures-{phase}")
+            self._failures[phase] = Counter(json.loads(entry.payload)["key"] for entry in entries)
+        return self._failures[phase][key]
 
     def reopen(self, phase: Phase, key: str) -> None:
         """Forget how a job ended and that it failed, so that it is done again."""
         entry = self._journal.get(f"finished-{phase}", key)
         failures = [e for e in self._journal.read(f"failures-{phase}") if json.loads(e.payload)["key"] == key]
         self._journal.remove([e.seq for e in (*failures, *([entry] if entry else []))])
+        self._failures = {}
 
     def all_finished(self, phase: Phase) -> list[Finished]:
         """Every ended job, oldest first."""

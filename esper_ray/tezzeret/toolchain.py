@@ -21,6 +21,7 @@ from typing import Literal
 import esper_ray.karn
 from esper_ray.contracts.ports import KernelSpec
 from esper_ray.reliability.ids import digest
+from esper_ray.tezzeret.strategies import STRATEGIES, StrategyName
 
 Phase = Literal["eager", "compile"]
 BATCH = 64
@@ -73,18 +74,20 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, **settings}
 
 
-def cache_key(spec: KernelSpec, phase: Phase) -> str:
+def cache_key(spec: KernelSpec, phase: Phase, strategy: StrategyName = "standard") -> str:
     """Names a job by everything its result depends on: the same key never has to be done again."""
-    return digest(json.dumps(_ingredients(spec, phase), sort_keys=True).encode())
+    return digest(json.dumps(_ingredients(spec, phase, strategy), sort_keys=True).encode())
 
 
-def _ingredients(spec: KernelSpec, phase: Phase) -> Mapping[str, object]:
+def _ingredients(spec: KernelSpec, phase: Phase, strategy: StrategyName) -> Mapping[str, object]:
+    """The spec's key names blueprint, parameters, slot, dtype and kind of device."""
+    options = {"batch": BATCH, "threads": THREADS, "dynamic": False, "fullgraph": True}
     return {
         "kernel": spec.key,
         "phase": phase,
         "torch": metadata.version("torch"),
         "machine": platform.machine(),
-        "options": {"batch": BATCH, "threads": THREADS, "dynamic": False, "fullgraph": True},
+        "options": {**options, **STRATEGIES[strategy].options} if phase == "compile" else options,
         "recipes": _recipes(),
     }
 

@@ -1,7 +1,8 @@
-"""The parent's end of a job process: starts it, reads its answers, kills it at its time limit.
+"""The parent's end of a job process: starts it, hands it kernels, reads its answers, kills it at its limits.
 
-The limit counts the processor time of the job and its compilers: a job in the background that waits for a busy machine
-is not at fault. Ten times the limit in wall time ends a job that hangs without computing.
+The limit on time counts the processor time of the job and its compilers: a job in the background that waits for a busy
+machine is not at fault. Ten times the limit in wall time ends a job that hangs without computing. The limit on memory
+counts what the job and its compilers hold together; each alone is bound by its own address space, see `job`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,24 +24,42 @@ import psutil
 from esper_ray.contracts.ports import KernelSpec
 from esper_ray.errors import EnvironmentFault
 from esper_ray.tezzeret.job import spec_to_json
+from esper_ray.tezzeret.strategies import StrategyName
 from esper_ray.tezzeret.toolchain import JOB_COMMAND, Phase, environment
 
-POLL_SECONDS = 0.1
 WALL_FACTOR = 10.0
+_CHECK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a job is killed: processor seconds of one kernel, MiB of the job and its compilers."""
+
+    seconds: float
+    memory_mb: int
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened to the ``index``-th kernel of a job; ``index`` is -1 for a job that ended before its first."""
+    """What became of a kernel that was handed to a job: "done" with its answer, "failed", or "lost" with the job.
 
-    kind: Literal["started", "done", "failed", "ended", "stopped"]
-    index: int = -1
-    content: Mapping[str, Any] | None = None
+    "absent" is a job that ended before it was ready: whatever it was given is not at fault.
+    """
+
+    kind: Literal["done", "failed", "lost", "absent"]
+    spec: KernelSpec
+    strategy: StrategyName
+    content: Any = None
     why: str = ""
+    seconds: float = 0.0
 
 
 class Job:
-    """One job process over a list of kernels; a context manager that leaves no process behind.
+    """One job process; a context manager that leaves no process behind. It has one kernel at a time.
+
+    Args:
+        lane: tells jobs that run side by side apart, in the names of their logs.
+        on_cpu: its address space may be bound.
 
     Raises:
         EnvironmentFault: the process cannot be started.
@@ -50,16 +68,19 @@ class Job:
     def __init__(
         self,
         phase: Phase,
-        specs: Sequence[KernelSpec],
         folder: Path,
+        limits: Limits,
         *,
-        limit_seconds: float,
-        memory_mb: int,
+        lane: int = 0,
+        on_cpu: bool = True,
         command: Sequence[str] = JOB_COMMAND,
     ) -> None:
-        self._limit = limit_seconds
-        self._log = folder / f"job-{phase}.log"
+        self._limits = limits
+        self._log = folder / f"job-{phase}-{lane}.log"
+        self._order: tuple[KernelSpec, StrategyName] | None = None
+        self._ready, self.over = False, False
         self._buffer = b""
+        self._busy = self._began = self._checked = 0.0
         try:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(
@@ -72,11 +93,11 @@ class Job:
                 )
         except OSError as error:
             raise EnvironmentFault("The forge cannot start a job.", why=f"{error}.") from error
-        request = {"phase": phase, "memory_mb": memory_mb, "kernels": [spec_to_json(spec) for spec in specs]}
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # a job that died at once is told by `events`
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.close()
+        assert self._process.stdout is not None
+        self._orders, self._answers = self._process.stdin, self._process.stdout
+        os.set_blocking(self._answers.fileno(), False)
+        self._send({"phase": phase, "memory_mb": limits.memory_mb, "on_cpu": on_cpu})
 
     def __enter__(self) -> Job:
         return self
@@ -86,89 +107,118 @@ class Job:
     ) -> None:
         self.kill()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def idle(self) -> bool:
+        """Whether it can be given a kernel."""
+        return self._order is None and not self.over and self._process.poll() is None
+
+    @property
+    def working(self) -> bool:
+        """Whether a kernel is with it."""
+        return self._order is not None
+
+    def fileno(self) -> int:
+        """For ``select``: readable when `poll` has something to read."""
+        return self._answers.fileno()
+
+    def give(self, spec: KernelSpec, strategy: StrategyName = "standard") -> None:
+        """Hand it a kernel; what becomes of it comes out of `poll`."""
+        assert self.idle, "one kernel at a time"
+        self._order = (spec, strategy)
+        self._restart_clock()
+        self._send({"kernel": spec_to_json(spec), "strategy": strategy})
+
+    def poll(self) -> Event | None:
+        """What became of its kernel, if that is known now. A job over its limits is killed first."""
+        with contextlib.suppress(BlockingIOError):
+            while self._order is not None and not self.over:
+                read = os.read(self._answers.fileno(), 1 << 20)
+                if not read:
+                    return self._end(self._epitaph())
+                self._buffer += read
+                event = self._answered()
+                if event is not None:
+                    return event
+        if self._order is not None and time.monotonic() - self._checked > _CHECK_SECONDS:
+            return self._check_limits()
+        return None
+
     def kill(self) -> None:
         """End the job and its compilers, if they still run."""
+        self.over = True
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.stdout.close()
+        for pipe in (self._orders, self._answers):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
-    def events(self, stop: Callable[[], bool]) -> Iterator[Event]:
-        """The answers as they come; the last event is "ended" (with the reason, if it was not in order) or "stopped".
+    def _send(self, message: object) -> None:
+        with contextlib.suppress(BrokenPipeError):  # a job that died is told by `poll`
+            self._orders.write(json.dumps(message).encode() + b"\n")
+            self._orders.flush()
 
-        A job that is over its limit, or asked to stop, is killed first.
-        """
-        current = -1
-        busy, began = self._busy_seconds(), time.monotonic()
-        while True:
-            line = self._next_line()
-            if line == b"":
-                yield Event("ended", current, why=self._epitaph())
-                return
-            if line is not None:
-                event = _event(line)
-                current = event.index if event.kind == "started" else -1
-                busy, began = self._busy_seconds(), time.monotonic()
-                yield event
-            if stop():
-                self.kill()
-                yield Event("stopped", current)
-                return
-            if self._busy_seconds() - busy > self._limit or time.monotonic() - began > WALL_FACTOR * self._limit:
-                self.kill()
-                yield Event("ended", current, why=f"Killed at its time limit of {self._limit:g} s.")
-                return
+    def _answered(self) -> Event | None:
+        while b"\n" in self._buffer:
+            line, _, self._buffer = self._buffer.partition(b"\n")
+            message = json.loads(line)
+            if "ready" in message:
+                self._ready = True
+                self._restart_clock()
+            elif "done" in message:
+                return self._event("done", content=message["done"])
+            else:
+                return self._event("failed", why=message["failed"])
+        return None
 
-    def _next_line(self) -> bytes | None:
-        """A line, None when none came within the poll interval, empty at the end."""
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        if b"\n" not in self._buffer:
-            ready, _, _ = select.select([descriptor], [], [], POLL_SECONDS)
-            if not ready:
-                return None
-            read = os.read(descriptor, 1 << 16)
-            if not read:
-                return b""
-            self._buffer += read
-        line, newline, rest = self._buffer.partition(b"\n")
-        if not newline:
-            return None
-        self._buffer = rest
-        return line
+    def _event(self, kind: Literal["done", "failed", "lost", "absent"], content: Any = None, why: str = "") -> Event:
+        assert self._order is not None
+        (spec, strategy), self._order = self._order, None
+        return Event(kind, spec, strategy, content, why, time.monotonic() - self._began)
 
-    def _busy_seconds(self) -> float:
-        """Processor time of the job, its living children, and those it has waited for."""
+    def _end(self, why: str) -> Event:
+        self.kill()
+        return self._event("lost" if self._ready else "absent", why=why)
+
+    def _restart_clock(self) -> None:
+        self._busy, self._began = self._use()[0], time.monotonic()
+        self._checked = self._began
+
+    def _check_limits(self) -> Event | None:
+        self._checked = time.monotonic()
+        busy, memory = self._use()
+        seconds = self._limits.seconds
+        if busy - self._busy > seconds or self._checked - self._began > WALL_FACTOR * seconds:
+            return self._end(f"Killed at its time limit of {seconds:g} s.")
+        if memory > self._limits.memory_mb:
+            return self._end(f"Killed at its memory limit of {self._limits.memory_mb} MiB.")
+        return None
+
+    def _use(self) -> tuple[float, float]:
+        """Processor seconds of the job, its living children and those it has waited for; MiB that they hold."""
+        seconds = held = 0.0
         try:
             process = psutil.Process(self._process.pid)
-            times = process.cpu_times()
-            total = times.user + times.system + times.children_user + times.children_system
+            with process.oneshot():
+                times = process.cpu_times()
+                seconds = times.user + times.system + times.children_user + times.children_system
+                held = process.memory_info().rss
             for child in process.children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     own = child.cpu_times()
-                    total += own.user + own.system
+                    seconds += own.user + own.system
+                    held += child.memory_info().rss
         except psutil.NoSuchProcess:
-            return 0.0
-        return float(total)
+            return seconds, 0.0
+        return seconds, held / 2**20
 
     def _epitaph(self) -> str:
         code = self._process.wait()
-        if code == 0:
-            return ""
         name = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         tail = " ".join(self._log.read_text(errors="replace").split())[-400:]
         return f"The job ended {name}. {tail}".strip()
-
-
-def _event(line: bytes) -> Event:
-    message = json.loads(line)
-    if "started" in message:
-        return Event("started", message["started"])
-    if "done" in message:
-        return Event("done", message["done"], message)
-    return Event("failed", message["failed"], why=message["why"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from esper_ray.kasmina import kernels
 from esper_ray.kasmina.gates import birth
 from esper_ray.tezzeret import compiler
 from esper_ray.tezzeret.forge import wanted_of
-from esper_ray.tezzeret.worker import Job
+from esper_ray.tezzeret.worker import Event, Job, Limits
 from tests.seed_worlds import SIGNATURE, World
 
 SANDBOXED = (
@@ -143,25 +145,25 @@ def test_a_time_bomb_is_stopped_when_it_goes_off_and_its_host_stays_sound() -> N
     assert all(torch.isfinite(value).all() for value in drill.model.state_dict().values())
 
 
-def test_hanging_is_killed_at_the_forges_time_limit(tmp_path) -> None:
-    with Job("eager", [spec("BP047")], tmp_path, limit_seconds=1.0, memory_mb=4096, command=SANDBOXED) as job:
-        events = list(job.events(lambda: False))
-    assert events[-1].kind == "ended"
-    assert "Killed at its time limit of 1 s" in events[-1].why
+def made_by_a_job(identifier: str, folder: Path, limits: Limits) -> Event:
+    """What becomes of a quarantined block in a real job that is allowed to make it."""
+    with Job("eager", folder, limits, command=SANDBOXED) as job:
+        job.give(spec(identifier))
+        while (event := job.poll()) is None:
+            select.select([job], [], [], 0.1)
+    return event
 
 
-def test_leaking_is_stopped_at_the_forges_memory_limit(tmp_path) -> None:
-    with Job(
-        "eager",
-        [spec("BP048")],
-        tmp_path,
-        limit_seconds=60.0,
-        memory_mb=configuration.ForgeConfig().memory_mb,
-        command=SANDBOXED,
-    ) as job:
-        events = list(job.events(lambda: False))
-    failed = next(event for event in events if event.kind in ("failed", "ended"))
-    assert "memory" in failed.why.lower() or "alloc" in failed.why.lower(), failed.why
+def test_hanging_is_killed_at_the_forges_time_limit(tmp_path: Path) -> None:
+    event = made_by_a_job("BP047", tmp_path, Limits(1.0, 4096))
+    assert event.kind == "lost"
+    assert "Killed at its time limit of 1 s" in event.why
+
+
+def test_leaking_is_stopped_at_the_forges_memory_limit(tmp_path: Path) -> None:
+    event = made_by_a_job("BP048", tmp_path, Limits(60.0, configuration.ForgeConfig().memory_mb))
+    assert event.kind in ("failed", "lost")
+    assert "memory" in event.why.lower() or "alloc" in event.why.lower(), event.why
 
 
 def test_intruding_is_stopped_by_the_forges_check_and_by_g0_before_its_first_step() -> None:

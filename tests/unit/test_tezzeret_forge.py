@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,8 +17,10 @@ from esper_ray.contracts import codec
 from esper_ray.contracts.ports import KernelSpec, SlotSignature
 from esper_ray.errors import BlueprintError, EnvironmentFault
 from esper_ray.karn.catalog import CATALOG
+from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock, ManualClock
 from esper_ray.tezzeret import forge as forge_module
 from esper_ray.tezzeret import toolchain
+from esper_ray.tezzeret.caution import Caution
 from esper_ray.tezzeret.forge import Forge, Outcome
 from esper_ray.tezzeret.shift import Shift
 from esper_ray.urza.store import Store
@@ -32,14 +35,16 @@ from esper_ray.tezzeret.job import die_with
 plan, folder, parent = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 die_with(parent)
 say = lambda **message: print(json.dumps(message), flush=True)
+settings = json.loads(sys.stdin.readline())
 if plan.get("at start") == "die":
     sys.exit("cannot even begin")
-request = json.loads(sys.stdin.readline())
-for index, kernel in enumerate(request["kernels"]):
-    say(started=index)
+say(ready=os.getpid())
+for line in sys.stdin:
+    order = json.loads(line)
+    blueprint = order["kernel"]["blueprint"]
     with (folder / "started").open("a") as file:
-        print(request["phase"], kernel["blueprint"], os.getpid(), file=file)
-    word = plan.get(kernel["blueprint"], "work")
+        print(settings["phase"], blueprint, os.getpid(), order["strategy"], file=file)
+    word = plan.get(order["strategy"], plan.get(blueprint, "work"))
     if word == "spin":
         while True:
             pass
@@ -47,26 +52,31 @@ for index, kernel in enumerate(request["kernels"]):
         signal.pause()
     if word == "die":
         sys.exit("the disk is on fire")
+    if word == "gorge":
+        hoard = b"x" * (700 * 2**20)
+        signal.pause()
     if word == "fail":
-        say(failed=index, why="it does not converge")
-        continue
-    if request["phase"] == "compile":
-        say(done=index, metadata={"eager_ms": 2.0, "compiled_ms": float(word.removeprefix("work") or 1.9)})
-        continue
-    weights = base64.b64encode(struct.pack("<Q", 2) + b"{}").decode()
-    say(done=index, weights=weights, metadata={"parameters_count": 5, "strategy": "eager"})
+        say(failed="it does not converge")
+    elif settings["phase"] == "compile":
+        compiled_ms = float(word.removeprefix("work") or 1.9)
+        say(done={"metadata": {"eager_ms": 2.0, "compiled_ms": compiled_ms, "compile_seconds": 0.5}})
+    else:
+        weights = base64.b64encode(struct.pack("<Q", 2) + b"{}").decode()
+        say(done={"weights": weights, "metadata": {"parameters_count": 5, "strategy": "eager", "compiled_ms": None}})
 """
 
 
 class Outbox:
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
+        self.modes: list[float] = []
 
     def publish(self, type, payload, **_) -> None:
         del type
         for point in codec.decode_telemetry(payload).metrics:
             before = self.values.get(point.key, 0.0) if point.key in ("zr", "zg", "zc") else 0.0
             self.values[point.key] = before + point.value
+            self.modes += [point.value] if point.key == "zm" else []
 
 
 class Smithy:
@@ -82,9 +92,16 @@ class Smithy:
     def command(self, plan: dict[str, str]) -> tuple[str, ...]:
         return (sys.executable, str(self.folder / "job.py"), json.dumps(plan), str(self.folder))
 
-    def forge(self, plan: dict[str, str], **settings: float) -> Forge:
-        config = ForgeConfig(**{"job_seconds": 30.0, **settings})
-        forge = Forge(self.store, self.folder / "forge", config, publisher=self.outbox, command=self.command(plan))
+    def forge(self, plan: dict[str, str], *, clock: Clock = SYSTEM_CLOCK, **settings: Any) -> Forge:
+        config = ForgeConfig(**{"job_seconds": 30.0, "reserve_mb": 0, **settings})
+        forge = Forge(
+            self.store,
+            self.folder / "forge",
+            config,
+            publisher=self.outbox,
+            clock=clock,
+            command=self.command(plan),
+        )
         self.forges.append(forge)
         return forge
 
@@ -94,6 +111,11 @@ class Smithy:
 
     def pids(self) -> list[int]:
         return [int(line.split()[2]) for line in self._lines()]
+
+    def strategies(self, blueprint: str) -> list[str]:
+        """With which strategies the kernel was compiled, or tried, in order."""
+        begun = [line.split() for line in self._lines()]
+        return [words[3] for words in begun if words[:2] == ["compile", blueprint]]
 
     def _lines(self) -> list[str]:
         path = self.folder / "started"
@@ -174,8 +196,99 @@ def test_a_job_over_its_time_limit_is_killed_and_counted(smithy: Smithy) -> None
 
 
 def test_a_job_that_hangs_without_computing_is_killed_too(smithy: Smithy) -> None:
-    outcome = smithy.forge({"BP002": "hang"}, job_seconds=0.4).build(specs("BP002"))
+    outcome = smithy.forge({"BP002": "hang"}, job_seconds=0.1).build(specs("BP002"))
     assert results(outcome) == {"BP002": "given up"}
+
+
+def test_a_job_over_its_memory_limit_is_killed_and_counted(smithy: Smithy) -> None:
+    outcome = smithy.forge({"BP002": "gorge"}, memory_mb=512).build(specs("BP002", "BP003"))
+    assert results(outcome) == {"BP002": "given up", "BP003": "eager"}
+    assert "Killed at its memory limit of 512 MiB" in outcome.given_up[specs("BP002")[0].key]
+    assert not any(psutil.pid_exists(pid) for pid in smithy.pids())
+
+
+def test_two_jobs_share_the_work_and_each_kernel_is_made_once(smithy: Smithy) -> None:
+    wanted = specs("BP002", "BP003", "BP004", "BP005", "BP006", "BP009")
+    outcome = smithy.forge({"BP002": "hang"}, jobs=2, job_seconds=0.1).build(wanted)
+    assert results(outcome) == {**dict.fromkeys(results(outcome), "eager"), "BP002": "given up"}
+    assert len(set(smithy.pids()[:2])) == 2
+    assert [smithy.started().count(f"eager {spec.blueprint}") for spec in wanted[1:]] == [1] * 5
+
+
+def test_each_failure_makes_the_next_try_calmer_and_it_is_remembered_what_worked(smithy: Smithy) -> None:
+    wanted = specs("BP002")
+    forge = smithy.forge({"aggressive": "fail", "standard": "fail"}, strategy="aggressive")
+    built = forge.build(wanted)
+    assert built.given_up == {}
+    outcome = forge.compile(wanted)
+    assert smithy.strategies("BP002") == ["aggressive", "standard", "fast"]
+    assert results(outcome) == {"BP002": "eager"}
+    assert smithy.store.get(wanted[0]).metadata["compile_strategy"] == "fast"
+    again = smithy.forge({}, strategy="aggressive").compile(wanted)
+    assert again.finished == outcome.finished
+    assert len(smithy.strategies("BP002")) == 3
+    smithy.forge({}, strategy="standard").compile(wanted)
+    assert smithy.strategies("BP002")[3:] == ["standard"]
+
+
+def test_what_cannot_be_compiled_keeps_its_eager_kernel(smithy: Smithy) -> None:
+    wanted = specs("BP002")
+    forge = smithy.forge({"BP002": "work"})
+    built = forge.build(wanted)
+    outcome = smithy.forge({"BP002": "die"}).compile(wanted)
+    assert results(outcome) == {"BP002": "given up"}
+    assert smithy.store.get(wanted[0]).digest == built.finished[wanted[0].key].digest
+    assert smithy.forge({}).compile(wanted).finished == outcome.finished
+    assert smithy.strategies("BP002") == ["standard", "fast", "fast"]
+    note = smithy.forge({}, strategy="emergency").compile(wanted).note
+    assert "forge.strategy is emergency" in note
+
+
+def test_after_failures_of_three_kernels_in_a_row_the_forge_is_conservative_for_its_dwell(smithy: Smithy) -> None:
+    clock = ManualClock()
+    names = ("BP002", "BP003", "BP004", "BP005", "BP006", "BP009")
+    wanted = specs(*names)
+    smithy.forge({}).build(wanted)
+    forge = smithy.forge(dict.fromkeys(names[:3], "fail"), dwell_seconds=60.0, clock=clock)
+    outcome = forge.compile(wanted, lambda done, _total, _current: clock.advance(61.0) if done == 2 else None)
+    assert results(outcome) == {**dict.fromkeys(names, "eager"), **dict.fromkeys(names[:3], "given up")}
+    first_tries = [smithy.strategies(name)[0] for name in names]
+    assert first_tries == ["standard", "standard", "standard", "fast", "fast", "standard"]
+    modes = smithy.outbox.modes
+    assert 0.0 in modes[modes.index(1.0) :]
+
+
+def test_the_conservative_mode_ends_with_a_success_after_its_dwell_and_not_within_it() -> None:
+    clock, told = ManualClock(), []
+    caution = Caution(60.0, clock, told.append)
+    for _ in range(5):
+        caution.failed("one")
+    assert not caution.conservative
+    caution.failed("two")
+    caution.failed("three")
+    caution.succeeded()
+    assert caution.conservative
+    clock.advance(59.0)
+    assert not caution.may_work_normally()
+    clock.advance(1.0)
+    assert [caution.may_work_normally(), caution.may_work_normally()] == [True, False]
+    caution.abandoned()
+    assert caution.conservative
+    clock.advance(60.0)
+    assert caution.may_work_normally()
+    caution.succeeded()
+    assert not caution.conservative
+    assert told == [True, False]
+
+
+def test_while_memory_is_short_the_forge_is_conservative(smithy: Smithy) -> None:
+    smithy.forge({}).build(specs("BP002", "BP003"))
+    forge = smithy.forge({}, jobs=2, reserve_mb=10**9)
+    forge.compile(specs("BP002", "BP003"))
+    assert smithy.strategies("BP002") == smithy.strategies("BP003") == ["fast"]
+    assert smithy.outbox.modes[-1] == 1.0
+    smithy.forge({}).compile(specs("BP002", "BP003"))
+    assert smithy.strategies("BP002") == ["fast", "standard"]
 
 
 def test_jobs_that_never_begin_are_an_error_with_the_reason(smithy: Smithy) -> None:
@@ -255,7 +368,8 @@ def test_compiled_code_is_used_only_where_it_was_measured_to_pay(smithy: Smithy)
     assert [row.version for row in smithy.store.list(blueprint="BP002")] == [1, 2]
     assert smithy.store.get(wanted[0], digest=built.finished[wanted[0].key].digest).metadata["strategy"] == "eager"
     assert plain.metadata["strategy"] == "eager"
-    assert outcome.finished[wanted[1].key].figures == {"eager_ms": 2.0, "compiled_ms": 1.9}
+    assert (plain.metadata["compiled_ms"], plain.metadata["compile_strategy"]) == (1.9, "standard")
+    assert outcome.finished[wanted[1].key].figures == {"eager_ms": 2.0, "compiled_ms": 1.9, "compile_seconds": 0.5}
     assert smithy.outbox.values["zc"] == 1
     assert smithy.forge({}).compile(wanted).finished == outcome.finished
     assert smithy.started().count("compile BP002") == 1
