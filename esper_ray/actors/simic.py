@@ -58,6 +58,7 @@ class RayCrew:
         self._calls: dict[Any, _Call] = {}
         self._actors: dict[str, Any] = {}
         self._lost: list[Event] = []
+        self.notes: tuple[str, ...] = ()
         self._version, self._steps = 0, 0
         self._weights: Any = None
 
@@ -89,8 +90,11 @@ class RayCrew:
             self._hire("replay", ReplayActor, self._plan, resume)
         counters, version, weights = self._ask("learner", "open", resume)
         self._version, self._weights, self._steps = version, ray.put(weights), counters.steps
-        for worker in range(self.workers):
-            self._hire(f"worker {worker}", RolloutActor, self._plan, self._interface, worker, version)
+        names = [f"worker {worker}" for worker in range(self.workers)]
+        for worker, name in enumerate(names):
+            self._hire(name, RolloutActor, self._plan, self._interface, worker, version, resume)
+        if resume:
+            self.notes = tuple(filter(None, (self._insist(name, "note") for name in names)))
         return counters, version, self._weights
 
     def collect(self, worker: int, version: int, weights: Any) -> None:  # noqa: ARG002
@@ -125,10 +129,15 @@ class RayCrew:
         return evaluate(self._evaluated, self._plan.env, self._interface, episodes=episodes, seed=seed)
 
     def save(self, counters: Counters) -> None:
+        assert self._plan.folder is not None
         self._steps = counters.steps
-        self._insist("learner", "save", self._plan.folder, counters)
+        members = checkpoints.members(self._plan.folder, self._version)
+        if self._plan.keeps_workers:
+            for worker in range(self.workers):
+                self._insist(f"worker {worker}", "save", members)
         if "replay" in self._actors:
-            self._insist("replay", "save")
+            self._insist("replay", "save", members)
+        self._insist("learner", "save", self._plan.folder, counters)
 
     def close(self) -> None:
         for actor in self._actors.values():
@@ -203,7 +212,7 @@ class RayCrew:
         elif who == "replay":
             self._hire(who, ReplayActor, self._plan, kept)
         else:
-            self._hire(who, RolloutActor, self._plan, self._interface, int(who.split()[1]), self._version)
+            self._hire(who, RolloutActor, self._plan, self._interface, int(who.split()[1]), self._version, False)
 
     def _ask(self, who: str, method: str, *arguments: Any) -> Any:
         """Call and wait.

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from esper_ray.actors.resources import take_priority
+from esper_ray.simic import checkpoints
 from esper_ray.simic.checkpoints import Counters
 from esper_ray.simic.learner import Learned, Learner
-from esper_ray.simic.localcrew import drawn, keep, replay_for, worker_for
+from esper_ray.simic.localcrew import drawn, keep, replay_for, save_worker, worker_again, worker_for
 from esper_ray.simic.plan import TrainingPlan
 from esper_ray.simic.replay import Sample
 from esper_ray.simic.rollout import Rollout, RolloutSummary, Weights
@@ -26,13 +27,24 @@ class Member:
 
 
 class RolloutActor(Member):
-    """Acts. Its state is its environments; a new one begins new episodes."""
+    """Acts. Its state is its environments: on disk as of the last checkpoint in lockstep, else a new one begins new
+    episodes."""
 
-    def __init__(self, plan: TrainingPlan, interface: Interface, worker: int, version: int) -> None:
+    def __init__(self, plan: TrainingPlan, interface: Interface, worker: int, version: int, resume: bool) -> None:
         take_priority("school")
         torch.set_num_threads(1)
-        self._steps = plan.config.rollout_steps
-        self._worker = worker_for(plan, interface, worker, version)
+        self._steps, self._number, self._note = plan.config.rollout_steps, worker, ""
+        if resume:
+            self._worker, self._note = worker_again(plan, interface, worker, version)
+        else:
+            self._worker = worker_for(plan, interface, worker, version)
+
+    def note(self) -> str:
+        """What it did not go on with; empty if nothing."""
+        return self._note
+
+    def save(self, folder: Path) -> None:
+        save_worker(self._worker, self._number, folder)
 
     def collect(self, weights: Weights) -> tuple[RolloutSummary, Rollout]:
         self._worker.set_weights(weights)
@@ -45,9 +57,9 @@ class ReplayActor(Member):
 
     def __init__(self, plan: TrainingPlan, resume: bool) -> None:
         take_priority("school")
-        self._plan, self._replay = plan, replay_for(plan)
+        self._replay = replay_for(plan)
         if resume and plan.folder is not None:
-            self._replay.load(plan.folder)
+            self._replay.load(checkpoints.members(plan.folder))
 
     def sample(self, count: int) -> tuple[tuple[int, ...], Sample | None]:
         found = drawn(self._replay, count)
@@ -61,9 +73,8 @@ class ReplayActor(Member):
     def update(self, ids: Sequence[int], priorities: Sequence[float]) -> None:
         self._replay.update(ids, priorities)
 
-    def save(self) -> None:
-        assert self._plan.folder is not None
-        self._replay.save(self._plan.folder)
+    def save(self, folder: Path) -> None:
+        self._replay.save(folder)
 
 
 class LearnerActor(Member):

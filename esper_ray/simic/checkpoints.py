@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from esper_ray.simic.spaces import Interface
 from esper_ray.tamiyo import policy_store
 
 FORMAT = 1
-_CARD = "checkpoint.json"
+_CARD, _MEMBERS = "checkpoint.json", "members-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,17 @@ class Restored:
 
 def exists(folder: Path) -> bool:
     return (folder / _CARD).exists()
+
+
+def members(folder: Path, version: int | None = None) -> Path:
+    """Where workers and replay keep their part of the checkpoint of that version; by default of the newest.
+
+    Their part is written first, and becomes that of the newest checkpoint with its JSON.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    return folder / f"{_MEMBERS}{_card(folder)['version'] if version is None else version}"
 
 
 def save(
@@ -87,6 +99,9 @@ def save(
         if old.name != name:
             with contextlib.suppress(FileNotFoundError):
                 old.unlink()
+    for old in folder.glob(f"{_MEMBERS}*"):
+        if old != members(folder, version):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def load(
@@ -132,17 +147,30 @@ def load_policy(folder: Path, interface: Interface, module: nn.Module) -> None:
     _fill(folder, module, tensors)
 
 
-def _read(folder: Path, interface: Interface) -> tuple[dict[str, Any], dict[str, Tensor]]:
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
     try:
-        card = json.loads((folder / _CARD).read_text())
-        data = (folder / card["tensors"]).read_bytes()
-        whole = digest(data) == card["digest"] and card["format"] == FORMAT
+        yield
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} has no checkpoint of a training.", remedy="Check the folder, or start without resuming."
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"The checkpoint in {folder} is damaged.", why=f"{_CARD}: {error}.") from None
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    with _explained(folder):
+        card = json.loads((folder / _CARD).read_text())
+        int(card["version"])
+        return dict(card)
+
+
+def _read(folder: Path, interface: Interface) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    card = _card(folder)
+    with _explained(folder):
+        data = (folder / card["tensors"]).read_bytes()
+        whole = digest(data) == card["digest"] and card["format"] == FORMAT
     if not whole:
         raise CheckpointError(
             f"The checkpoint in {folder} is damaged.",

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from esper_ray.errors import EnvironmentRefused
 from esper_ray.simic.spaces import Interface, interface_of
+from esper_ray.simic.tapes import Tape, VectorTape
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,18 @@ class EnvChoice:
         finally:
             env.close()
 
-    def vector(self, envs: int) -> VectorEnv[Any, Any, Any]:
+    def vector(self, envs: int, *, taped: bool = False) -> VectorEnv[Any, Any, Any]:
         """That many of them, stepped together: by the environment's own vector where it has one.
+
+        Args:
+            taped: keep what they are given, so that `tapes` can bring others to where they stand.
 
         Raises:
             EnvironmentRefused: as `make`.
         """
         self.make().close()
         if gymnasium.spec(self.id).vector_entry_point is not None:
-            return gymnasium.make_vec(self.id, num_envs=envs, vectorization_mode="vector_entry_point", **self.options)
-        return SyncVectorEnv([self.make] * envs, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
+            own = gymnasium.make_vec(self.id, num_envs=envs, vectorization_mode="vector_entry_point", **self.options)
+            return VectorTape(own) if taped else own
+        made = (lambda: Tape(self.make())) if taped else self.make
+        return SyncVectorEnv([made] * envs, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)

@@ -150,6 +150,8 @@ class Episode:
             epochs=run.epochs,
             host_parameters=loop.host_parameters,
             max_parameters=run.max_parameters,
+            probation_epochs=loop.config.seeds.probation_epochs,
+            lockstep=True,
             graph=loop.task.graph,
         )
 

@@ -90,7 +90,7 @@ def train(
     plan = _plan_again(loaded, resume) if resume else _plan(loaded, algo, env, steps, workers, seed, name, start_from)
     plan.env.interface()
     with _crew(loaded, plan) as crew, _nissa(loaded) as publisher, _Stop() as stop, _View(plan) as view:
-        school = School(loaded, plan, publisher=publisher, on_progress=view.update)
+        school = School(loaded, plan, publisher=publisher, on_progress=view.update, on_note=console.print)
         school.begin(resume=bool(resume))
         console.print(f"training {school.name}: {plan.algo} on {plan.env.id}, {plan.steps} steps, {_where(plan)}")
         schooled = school.run(crew, resume=bool(resume), should_stop=stop.asked)

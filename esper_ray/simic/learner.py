@@ -63,6 +63,11 @@ class Learner:
         if plan.initial is not None:
             checkpoints.load_policy(plan.initial, interface, self._module)
 
+    @property
+    def version(self) -> int:
+        """How many updates made the present weights."""
+        return self._version
+
     def weights(self) -> Weights:
         return Weights.of(self.policy, self._version)
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import zipfile
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import gymnasium
+import numpy as np
+
+from esper_ray.reliability import atomic
 from esper_ray.reliability.ids import derive_seed
+from esper_ray.simic import checkpoints
 from esper_ray.simic.checkpoints import Counters
 from esper_ray.simic.evaluation import Evaluation, evaluate
 from esper_ray.simic.learner import Learner
@@ -15,14 +24,44 @@ from esper_ray.simic.replay import Provenance, Replay, Sample
 from esper_ray.simic.rollout import Rollout, RolloutWorker, Weights
 from esper_ray.simic.segments import segments
 from esper_ray.simic.spaces import Interface
+from esper_ray.simic.tapes import NotRepeatedError
 from esper_ray.simic.training import Collected, Event, Updated
 
 
 def worker_for(plan: TrainingPlan, interface: Interface, worker: int, version: int) -> RolloutWorker:
     """A rollout worker that begins at a version of the weights: one that is made anew draws other episodes."""
     policy = policy_for(plan.env, interface, hidden=plan.config.hidden, seed=plan.seed)
-    seed = derive_seed(plan.seed, "worker", version)
-    return RolloutWorker(plan.env.vector(plan.config.envs), interface, policy, worker=worker, seed=seed)
+    vector = plan.env.vector(plan.config.envs, taped=plan.keeps_workers)
+    return RolloutWorker(vector, interface, policy, worker=worker, seed=derive_seed(plan.seed, "worker", version))
+
+
+def save_worker(worker: RolloutWorker, number: int, folder: Path) -> None:
+    """Write down where a worker stands, if its environments can be told."""
+    with contextlib.suppress(NotRepeatedError):
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **worker.state())
+        atomic.write_bytes(folder / f"worker-{number}.npz", buffer.getvalue())
+
+
+def worker_again(plan: TrainingPlan, interface: Interface, number: int, version: int) -> tuple[RolloutWorker, str]:
+    """A worker as it stood at the newest checkpoint; or a new one, and a sentence that says why."""
+    assert plan.folder is not None
+    worker = worker_for(plan, interface, number, version)
+    if not plan.keeps_workers:
+        return worker, f"Worker {number} begins new episodes: only in lockstep do checkpoints hold the open ones."
+    try:
+        with np.load(checkpoints.members(plan.folder) / f"worker-{number}.npz", allow_pickle=False) as file:
+            worker.restore({name: file[name] for name in file.files})
+    except FileNotFoundError:
+        why = "the checkpoint does not hold its open ones"
+    except NotRepeatedError as error:
+        why = str(error)
+    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile, gymnasium.error.Error) as error:
+        why = f"{type(error).__name__}: {error}"
+    else:
+        return worker, ""
+    worker.close()
+    return worker_for(plan, interface, number, version), f"Worker {number} begins new episodes: {why}."
 
 
 def replay_for(plan: TrainingPlan) -> Replay:
@@ -52,6 +91,7 @@ class LocalCrew:
         self._evaluated = policy_for(plan.env, self._interface, hidden=plan.config.hidden, seed=plan.seed)
         self._replay = replay_for(plan) if plan.replayed else None
         self._workers: list[RolloutWorker] = []
+        self.notes: tuple[str, ...] = ()
         self._queue: deque[Callable[[], Event]] = deque()
 
     @property
@@ -59,14 +99,20 @@ class LocalCrew:
         return max(1, self._plan.config.workers)
 
     def open(self, *, resume: bool) -> tuple[Counters, int, Weights]:
-        counters = Counters()
+        counters, plan = Counters(), self._plan
         if resume:
-            assert self._plan.folder is not None
-            counters = self._learner.load(self._plan.folder)
+            assert plan.folder is not None
+            counters = self._learner.load(plan.folder)
             if self._replay is not None:
-                self._replay.load(self._plan.folder)
+                self._replay.load(checkpoints.members(plan.folder))
         weights = self._learner.weights()
-        self._workers = [worker_for(self._plan, self._interface, n, weights.version) for n in range(self.workers)]
+        for number in range(self.workers):
+            if resume:
+                worker, note = worker_again(plan, self._interface, number, weights.version)
+                self.notes += (note,) * bool(note)
+            else:
+                worker = worker_for(plan, self._interface, number, weights.version)
+            self._workers.append(worker)
         return counters, weights.version, weights
 
     def collect(self, worker: int, version: int, weights: Weights) -> None:  # noqa: ARG002
@@ -88,9 +134,13 @@ class LocalCrew:
 
     def save(self, counters: Counters) -> None:
         assert self._plan.folder is not None
-        self._learner.save(self._plan.folder, counters)
+        members = checkpoints.members(self._plan.folder, self._learner.version)
+        if self._plan.keeps_workers:
+            for number, worker in enumerate(self._workers):
+                save_worker(worker, number, members)
         if self._replay is not None:
-            self._replay.save(self._plan.folder)
+            self._replay.save(members)
+        self._learner.save(self._plan.folder, counters)
 
     def close(self) -> None:
         for worker in self._workers:

@@ -98,6 +98,11 @@ class TrainingPlan:
         return self.config.mode == "lockstep" or self.config.workers == 0
 
     @property
+    def keeps_workers(self) -> bool:
+        """Whether checkpoints hold the open episodes: otherwise workers are ahead of them."""
+        return self.lockstep and self.folder is not None
+
+    @property
     def max_lag(self) -> int:
         """How many versions old the weights that acted may be."""
         return min(1, self.config.max_lag) if self.algo == "ppo" else self.config.max_lag

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from esper_ray.errors import EnvironmentRefused
 from esper_ray.reliability.ids import derive_seed
+from esper_ray.simic import tapes
 from esper_ray.simic.policies import Policy, module_of
 from esper_ray.simic.spaces import MASK, PLAIN, Interface
 
@@ -26,6 +27,7 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
 _SEEDS = 2**31 - 1
+_OBS, _VECTOR = "obs/", "vector/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,14 @@ class _Episodes:
     def __init__(self, envs: int) -> None:
         self._sums, self._counts = np.zeros(envs), np.zeros(envs, np.int64)
 
+    @property
+    def so_far(self) -> tuple[Array, Array]:
+        return self._sums, self._counts
+
+    @so_far.setter
+    def so_far(self, found: tuple[Array, Array]) -> None:
+        self._sums, self._counts = found
+
     def count(self, rewards: Array, valid: Array, done: Array) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """(returns, lengths) of those that ended in these steps [T, B], in their order."""
         sums = self._sums + np.cumsum(rewards * valid, axis=0, dtype=np.float64)
@@ -207,6 +217,33 @@ class RolloutWorker:
         returns, lengths = self._episodes.count(columns.rewards, columns.valid, done)
         return replace(columns, final_values=finals, returns=returns, lengths=lengths)
 
+    def state(self) -> dict[str, Array]:
+        """Where it stands, as arrays: its environments, which must be taped, its episodes, and its draws.
+
+        Raises:
+            NotRepeatedError: the environments cannot be told as arrays.
+        """
+        sums, counts = self._episodes.so_far
+        own = {"generator": self._generator.get_state().numpy(), "resetting": self._resetting}
+        own |= {"sums": sums, "counts": counts, **{_OBS + key: array for key, array in self._obs.items()}}
+        return own | {_VECTOR + key: array for key, array in tapes.state_of(self._vector).items()}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Go on from where another worker of the same environments stood.
+
+        Raises:
+            NotRepeatedError: the environments did not come to the same place; this worker is of no more use.
+        """
+        seen, info = tapes.restore(self._vector, _under(state, _VECTOR))
+        stood = _under(state, _OBS)
+        for key, array in self._interface.observed(seen, info).items():
+            if key not in stood or not np.array_equal(array, stood[key], equal_nan=array.dtype.kind == "f"):
+                raise tapes.NotRepeatedError(f"after the same actions they showed another {key!r}")
+        self._obs = {key: np.array(stood[key]) for key in self._obs}
+        self._resetting = np.array(state["resetting"])
+        self._episodes.so_far = state["sums"], state["counts"]
+        self._generator.set_state(torch.from_numpy(np.array(state["generator"])))
+
     def close(self) -> None:
         self._vector.close()
 
@@ -256,3 +293,7 @@ class RolloutWorker:
                     why=f"It came in step {step} of worker {self._worker}'s rollout.",
                     remedy="Mend the environment, or clip what it gives with a wrapper.",
                 )
+
+
+def _under(state: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)}

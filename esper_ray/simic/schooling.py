@@ -98,6 +98,7 @@ class School:
     Args:
         publisher: the bus, where there is one.
         on_progress: told after each update.
+        on_note: told what a resumed training does not go on with.
     """
 
     def __init__(
@@ -107,9 +108,11 @@ class School:
         *,
         publisher: Publisher | None = None,
         on_progress: Callable[[Progress], None] = lambda _: None,
+        on_note: Callable[[str], None] = lambda _: None,
     ) -> None:
         assert plan.folder is not None
-        self._config, self._plan, self._publisher, self._told = config, plan, publisher, on_progress
+        self._config, self._plan, self._publisher = config, plan, publisher
+        self._told, self._noted = on_progress, on_note
         self.folder: Path = plan.folder
         self.name = plan.folder.name
 
@@ -149,7 +152,14 @@ class School:
         """
         self._say("running", 0)
         try:
-            result = train(self._plan, crew, resume=resume, should_stop=should_stop, on_progress=self._progress)
+            result = train(
+                self._plan,
+                crew,
+                resume=resume,
+                should_stop=should_stop,
+                on_progress=self._progress,
+                on_note=self._noted,
+            )
         except BaseException as fault:
             self._say("failed", 0, str(fault))
             raise

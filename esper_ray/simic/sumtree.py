@@ -48,7 +48,7 @@ class SumTree:
         return found
 
     def set(self, places: Places, priorities: Floats | float) -> None:
-        """Give the leaves at ``places`` new priorities, none below 0; there is at least one."""
+        """Give the leaves at ``places`` new priorities, none below 0."""
         nodes, values = places, priorities
         for children, bounds in self._levels:
             children.reshape(-1)[nodes] = values
@@ -56,7 +56,7 @@ class SumTree:
             running = children[nodes].cumsum(axis=1)
             values = running[:, -1]
             bounds[nodes, 1:] = running / np.where(values > 0.0, values, 1.0)[:, None] + nodes[:, None]
-        self._total = float(values[0])
+        self._total = float(self._levels[-1][0].sum())
 
     def find(self, shares: Floats) -> Places:
         """The leaves at which the running sum of priorities passes ``shares`` of the total, each in [0, 1).

@@ -72,6 +72,11 @@ class Crew(Protocol):
     @property
     def workers(self) -> int: ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a resumed training does not go on with, one sentence each; known once it is open."""
+        ...
+
     def open(self, *, resume: bool) -> tuple[Counters, int, Any]:
         """Make everyone ready; (counters of the checkpoint, version, weights)."""
         ...
@@ -158,13 +163,16 @@ def train(
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> TrainingResult:
     """Do a training, or go on with it.
 
     Args:
         crew: who does it; this process alone by default. Who gives one closes it.
-        resume: go on from the checkpoint in the plan's folder.
+        resume: go on from the checkpoint in the plan's folder. In lockstep the training is then, bit for bit, the one
+            that would have been without the stop, unless a note says otherwise.
         should_stop: asked after each update; when it says so, a checkpoint is written and the training returns.
+        on_note: told at once what a resumed training does not go on with.
 
     Raises:
         EsperError: the environment, the checkpoint or the machine is at fault; the text says which.
@@ -174,12 +182,12 @@ def train(
             f"There is nothing to resume in {plan.folder}.", remedy="Start the training without resuming."
         )
     if crew is not None:
-        return _Training(plan, crew, should_stop, on_progress).run(resume=resume)
+        return _Training(plan, crew, should_stop, on_progress, on_note).run(resume=resume)
     from esper_ray.simic.localcrew import LocalCrew
 
     own = LocalCrew(plan)
     try:
-        return _Training(plan, own, should_stop, on_progress).run(resume=resume)
+        return _Training(plan, own, should_stop, on_progress, on_note).run(resume=resume)
     finally:
         own.close()
 
@@ -193,8 +201,10 @@ class _Training:
         crew: Crew,
         should_stop: Callable[[], bool],
         on_progress: Callable[[Progress], None],
+        on_note: Callable[[str], None],
     ) -> None:
-        self._plan, self._crew, self._should_stop, self._on_progress = plan, crew, should_stop, on_progress
+        self._plan, self._crew, self._should_stop = plan, crew, should_stop
+        self._on_progress, self._on_note = on_progress, on_note
         self._counters = Counters()
         self._version, self._weights = 0, None
         self._idle = list(range(crew.workers))
@@ -210,6 +220,8 @@ class _Training:
 
     def run(self, *, resume: bool) -> TrainingResult:
         self._counters, self._version, self._weights = self._crew.open(resume=resume)
+        for note in self._crew.notes:
+            self._on_note(note)
         self._returns.extend(self._counters.recent_returns)
         self._lengths.extend(self._counters.recent_lengths)
         self._first_step = self._saved_at = self._counters.steps

@@ -136,6 +136,20 @@ def test_a_stopped_training_is_resumed_on_ray(tmp_path: Path) -> None:
     assert again.version > first.version
 
 
+def test_in_lockstep_the_resumed_training_is_the_undisturbed_one_bit_for_bit(tmp_path: Path) -> None:
+    undisturbed = on_ray(plan(mode="lockstep"))
+    intended = plan(mode="lockstep", folder=tmp_path)
+    seen: list[Progress] = []
+    notes: list[str] = []
+    on_ray(intended, on_progress=seen.append, should_stop=lambda: len(seen) >= 2)
+    result = on_ray(intended, resume=True, on_progress=seen.append, on_note=notes.append)
+    assert notes == []
+    curves = [[(row.steps, row.mean_return, row.metrics) for row in rows] for rows in (seen, undisturbed.curve)]
+    assert curves[0] == curves[1]
+    for name, array in undisturbed.weights.arrays.items():
+        assert np.array_equal(result.weights.arrays[name], array)
+
+
 def test_a_workers_own_error_ends_the_training_with_its_sentence() -> None:
     with pytest.raises(EnvironmentRefused, match="There is no environment"):
         RayCrew(plan(env="No-Such-Env-v0"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from esper_ray.simic.environments import EnvChoice
 from esper_ray.simic.learner import Learner
 from esper_ray.simic.localcrew import LocalCrew
 from esper_ray.simic.plan import settings_for
-from esper_ray.simic.training import Lost, TrainingResult, train
+from esper_ray.simic.training import Lost, Progress, TrainingResult, train
 from tests.simic_worlds import COUNTING, MANY, plan, registered, replaced, worker
 
 
@@ -85,7 +85,11 @@ def test_a_crew_that_loses_somebody_again_and_again_ends_the_training_with_the_c
 
 
 def curve(result: TrainingResult) -> list[tuple[Any, ...]]:
-    return [(row.steps, row.mean_return, tuple(sorted(row.metrics.items()))) for row in result.curve]
+    return curve_of(result.curve)
+
+
+def curve_of(rows: Sequence[Progress]) -> list[tuple[Any, ...]]:
+    return [(row.steps, repr(row.mean_return), tuple(sorted(row.metrics.items()))) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +136,63 @@ def test_a_resumed_training_goes_on_with_its_weights_counters_and_episodes(tmp_p
     assert again.version > first.version
     assert again.evaluations[: len(first.evaluations)] == first.evaluations
     assert again.curve[0].episodes >= first.curve[-1].episodes
+
+
+ENVIRONMENTS = [
+    ("CartPole-v1", {"algo": "ppo"}),  # a vector of its own
+    ("Acrobot-v1", {"algo": "impala", "replay_share": 0.5}),  # stepped one by one, longer than a rollout
+    (MANY, {"algo": "ppo", "workers": 2, "mode": "lockstep"}),  # a dictionary, a mask, two heads
+]
+
+
+@pytest.mark.parametrize(("env", "settings"), ENVIRONMENTS)
+def test_a_training_in_lockstep_that_was_stopped_is_in_the_end_the_undisturbed_one_bit_for_bit(
+    env: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    undisturbed = train(plan(env, steps=1024, **settings))
+    rows: list[tuple[Any, ...]] = []
+    notes: list[str] = []
+    intended = plan(env, steps=1024, folder=tmp_path, **settings)
+    for stop in (2, 5, 1000):
+        result = train(
+            intended, resume=stop > 2, should_stop=lambda: len(rows) >= stop, on_note=notes.append,  # noqa: B023
+            on_progress=lambda p: rows.extend(curve_of([p])),
+        )  # fmt: skip
+    assert notes == []
+    assert rows == curve(undisturbed)
+    assert result.evaluations == undisturbed.evaluations
+    assert all(np.array_equal(undisturbed.weights.arrays[name], each) for name, each in result.weights.arrays.items())
+
+
+def test_a_training_in_lockstep_that_was_killed_repeats_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    undisturbed = train(plan(steps=1024))
+    intended = plan(steps=1024, folder=tmp_path, checkpoint_every=300)
+
+    def die(progress: Progress) -> None:
+        if progress.steps > 500:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(intended, on_progress=die)
+    result = train(intended, resume=True)
+    assert curve(result) == curve(undisturbed)[-len(result.curve) :]
+    assert len(result.curve) < len(undisturbed.curve)
+
+
+def test_what_a_resumed_training_does_not_go_on_with_is_said(tmp_path: Path) -> None:
+    cases = (
+        (plan(COUNTING, folder=tmp_path / "one"), "showed another 'obs'"),  # its episodes are numbered over all
+        (plan(folder=tmp_path / "two", workers=1, mode="async"), "only in lockstep"),
+    )
+    for intended, why in cases:
+        seen: list[Progress] = []
+        train(intended, should_stop=lambda: len(seen) > 1, on_progress=seen.append)  # noqa: B023
+        notes: list[str] = []
+        result = train(intended, resume=True, on_note=notes.append)
+        assert result.state == "finished"
+        assert len(notes) == 1
+        assert "begins new episodes" in notes[0]
+        assert why in notes[0]
 
 
 def test_a_checkpoint_holds_all_that_the_next_update_depends_on(tmp_path: Path) -> None:
