@@ -15,6 +15,9 @@ from esper_ray import config as configuration
 from esper_ray.cli import orders, show
 from esper_ray.cli.blueprints import app as blueprints_app
 from esper_ray.cli.bus import app as bus_app
+from esper_ray.cli.contracts import app as contracts_app
+from esper_ray.cli.contracts import keys_app
+from esper_ray.cli.forge import forge
 from esper_ray.cli.policy import app as policy_app
 from esper_ray.config import Config
 from esper_ray.errors import ConfigError, RunError
@@ -33,6 +36,8 @@ settings_app = typer.Typer(help="Look at the configuration.", no_args_is_help=Tr
 app.add_typer(settings_app, name="config")
 app.add_typer(policy_app, name="policy")
 app.add_typer(bus_app, name="bus")
+app.add_typer(contracts_app, name="contracts")
+app.add_typer(keys_app, name="keys")
 app.add_typer(blueprints_app, name="blueprints")
 app.add_typer(simic_app, name="simic")
 console = Console(highlight=False)
@@ -273,6 +278,7 @@ def doctor(config: File = None, settings: Settings = None) -> None:
         raise typer.Exit(1)
 
 
+app.command()(forge)
 for order in orders.COMMANDS:
     app.command()(order)
 

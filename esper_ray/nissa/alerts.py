@@ -135,7 +135,34 @@ class Above:
         return f"over {self.limit:g}"
 
 
-Condition = Consecutive | CountWithin | LastWas | Above
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """A gauge has been over a limit for so long without a break; one value at or under it clears."""
+
+    limit: float
+    seconds: float
+
+    def counted(self, point: MetricPoint) -> float:
+        return point.value
+
+    def holds(self, history: deque[tuple[int, float]], now_ns: int) -> tuple[bool, float]:
+        since = None
+        for at_ns, value in reversed(history):
+            if value <= self.limit:
+                break
+            since = at_ns
+        lasted = since is not None and since <= now_ns - round(self.seconds * 1e9)
+        return lasted, history[-1][1] if history else 0.0
+
+    def expression(self, metric: str) -> str:
+        return f"min_over_time({metric}[{self.seconds:.0f}s]) > {self.limit:g}"
+
+    def text(self, unit: str) -> str:
+        del unit
+        return f"over {self.limit:g} for {self.seconds / 60:g} min"
+
+
+Condition = Consecutive | CountWithin | LastWas | Above | Lasting
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +227,28 @@ def alert_rules(settings: NissaConfig) -> tuple[AlertRule, ...]:
             "A checkpoint could not be written, or is damaged.",
             "Look for free space under ESPER_HOME; older checkpoints are untouched, and the next epoch tries again.",
             ("slack",),
+        ),
+        AlertRule(
+            "tezzeret_compile_retry_high",
+            "zr",
+            CountWithin(5, 300.0),
+            "warning",
+            "The forge has to make kernels again after failures.",
+            "Training goes on with the eager kernels. See in the forge's logs under ESPER_HOME/forge what its jobs die "
+            "of: the limits on time and memory say so by name.",
+            ("slack",),
+            per_run=False,
+        ),
+        AlertRule(
+            "tezzeret_conservative_mode",
+            "zm",
+            Lasting(0.0, 900.0),
+            "warning",
+            "The forge has worked in conservative mode for a quarter of an hour: one job, and the fast strategy.",
+            "Give the machine memory back, or see in the forge's logs under ESPER_HOME/forge why its jobs fail. It "
+            "ends by itself, a dwell after the last failure.",
+            ("email",),
+            per_run=False,
         ),
         AlertRule(
             "simic_validation_failed",

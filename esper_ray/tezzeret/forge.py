@@ -168,6 +168,11 @@ class Forge:
         worth = [spec for spec in specs if spec.key in built and built[spec.key].metadata.get("parameters_count")]
         return self._run("compile", worth, on_progress, stop)
 
+    @property
+    def conservative(self) -> bool:
+        """Whether it works with one job and the fast strategy, after failures or while memory is short."""
+        return self._caution.conservative
+
     def close(self) -> None:
         self.ledger.close()
 
@@ -190,6 +195,8 @@ class Forge:
                     self._tell(phase, event, ended, len(finished), len(specs))
                     on_progress(len(finished), len(specs), event.spec.key)
             self._caution.abandoned()
+            if self._caution.conservative:
+                self._tell_mode(False)
             return Outcome(finished, stopped=len(finished) < len(specs))
 
     def _hire(self, phase: Phase, lane: int, on_cpu: bool) -> Job:
@@ -299,7 +306,7 @@ class Forge:
         publish_telemetry(self._publisher, "tezzeret", "", 0, points)
 
     def _tell_mode(self, conservative: bool) -> None:
-        _log.warning("the forge is %s", "conservative now" if conservative else "back to its ordinary way")
+        _log.info("the forge %s", "works conservatively now" if conservative else "is back to its ordinary way")
         if self._publisher is not None:
             publish_telemetry(self._publisher, "tezzeret", "", 0, [MetricPoint("zm", float(conservative))])
 

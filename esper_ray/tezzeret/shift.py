@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where the forge stands. ``ready``: every order so far has its eager kernels, so training may start."""
+    """Where the forge stands. ``ready``: every order so far has its eager kernels."""
 
     phase: Literal["idle", "eager", "compile", "done", "stopped", "failed"] = "idle"
     done: int = 0
@@ -28,6 +28,7 @@ class Progress:
     current: str = ""
     note: str = ""
     ready: bool = False
+    conservative: bool = False
 
 
 class Shift:
@@ -134,7 +135,9 @@ class Shift:
             self._forge.ledger.fulfil(number)
 
     def _note(self, done: int, total: int, current: str) -> None:
-        self._progress = replace(self._progress, done=done, total=total, current=current)
+        self._progress = replace(
+            self._progress, done=done, total=total, current=current, conservative=self._forge.conservative
+        )
 
 
 def _said(outcome: Outcome) -> str:
