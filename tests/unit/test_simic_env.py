@@ -19,9 +19,12 @@ from esper_ray.contracts.ports import KernelSpec
 from esper_ray.errors import EnvironmentRefused
 from esper_ray.simic import tasks, trajectories
 from esper_ray.simic.env import LAYOUT, Morphogenesis
+from esper_ray.simic.environments import EnvChoice
 from esper_ray.simic.episode import Episode, EpisodeResult, Kernels, play
+from esper_ray.simic.policies import policy_for
 from esper_ray.simic.registration import MORPHOGENESIS
 from esper_ray.simic.reward import RewardConfig
+from esper_ray.simic.rollout import RolloutWorker
 from esper_ray.simic.tasks import ShortTask, sample_task
 from esper_ray.tamiyo import graph
 from esper_ray.tamiyo.actions import CULL, FOSSILIZE, GERMINATE, NO_OP
@@ -344,6 +347,25 @@ def test_letting_alpha_go_up_and_down_earns_no_more_than_leaving_it_alone(tmp_pa
     assert sum(rewards) == pytest.approx(result.reward - result.accuracies[0])
     assert result.accuracy - result.reward > alone.accuracy - alone.reward
     assert sum(rewards) < sum(waiting)
+
+
+def test_open_episodes_are_brought_back_by_their_actions_bit_for_bit(tmp_path):
+    choice = EnvChoice(MORPHOGENESIS, {"folder": tmp_path, "task": replace(TINY, epochs=3)})
+    interface = choice.interface()
+
+    def made() -> RolloutWorker:
+        policy = policy_for(choice, interface, hidden=(), seed=1)
+        return RolloutWorker(choice.vector(2, taped=True), interface, policy, seed=2)
+
+    straight, again = made(), made()
+    straight.collect(5)
+    again.restore(straight.state())
+    one, two = straight.collect(5), again.collect(5)
+    assert one.returns == two.returns
+    assert one.valid.any()
+    for name in ("actions", "rewards", "log_probs", "terminated"):
+        assert np.array_equal(getattr(one, name), getattr(two, name))
+    assert all(np.array_equal(array, two.obs[key]) for key, array in one.obs.items())
 
 
 def test_against_the_host_waiting_earns_nothing_and_every_episode_keeps_its_rank(tmp_path):
