@@ -179,25 +179,34 @@ def evaluate(
 
 @app.command()
 def imitate(
-    who: Annotated[str, typer.Argument(help="heuristic, random, periodic or never.")] = "heuristic",
-    episodes: Annotated[int, typer.Option(min=1, help="Training tasks that it plays.")] = 96,
+    who: Annotated[
+        list[str] | None,
+        typer.Argument(help="heuristic, random, periodic or never; NAME:setting=value,... with settings of tamiyo."),
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Training tasks that each of them plays.")] = 96,
     seed: Annotated[int, typer.Option(help="Names every random draw.")] = 0,
     config: File = None,
     settings: Settings = None,
 ) -> None:
-    """Make a policy that decides as a controller does: a start from which `train --from POLICY` can improve."""
+    """Make a policy that decides as controllers do: a start from which `train --from POLICY` can improve.
+
+    Of several, who did better on a task is imitated more on it.
+
+    Examples:
+
+    esper simic imitate heuristic
+
+    esper simic imitate heuristic never heuristic:parameter_budget=600
+    """
     import torch
 
     from esper_ray.simic import imitation
-    from esper_ray.tamiyo.heuristic import CONTROLLERS
 
-    if who not in CONTROLLERS:
-        raise ConfigError(f"There is no controller {who!r}.", remedy=f"The controllers are {', '.join(CONTROLLERS)}.")
     torch.set_num_threads(1)
-    loaded = configuration.load(config, settings or ())
-    with _bar("episodes", episodes) as advance:
-        policy_id, loss = imitation.imitate(loaded, who, episodes=episodes, seed=seed, on_episode=advance)
-    console.print(f"imitates {who} with a loss of {loss:.3f} nats per decision")
+    loaded, teachers = configuration.load(config, settings or ()), who or ["heuristic"]
+    with _bar("episodes", episodes * len(teachers)) as advance:
+        policy_id, loss = imitation.imitate(loaded, teachers, episodes=episodes, seed=seed, on_episode=advance)
+    console.print(f"imitates {' '.join(teachers)} with a loss of {loss:.3f} nats per decision")
     console.print(f"policy  {policy_id}; next: esper simic train --from {policy_id}")
 
 
