@@ -35,6 +35,7 @@ from esper_ray import config as configuration
 from esper_ray.config import ForgeConfig
 from esper_ray.contracts.enums import BlueprintTier
 from esper_ray.contracts.ports import KernelSpec, SlotSignature
+from esper_ray.contracts.signing import load_keys
 from esper_ray.karn.catalog import CATALOG
 from esper_ray.runtime import connect
 from esper_ray.tezzeret.forge import Forge
@@ -48,12 +49,13 @@ import json, sys, time
 from pathlib import Path
 from benchmarks.forge import wanted
 from esper_ray.config import ForgeConfig
+from esper_ray.contracts.signing import load_keys
 from esper_ray.tezzeret.forge import Forge
 from esper_ray.urza.store import Store
 
 folder, slots = Path(sys.argv[1]), sys.argv[2].split(",")
 store = Store(folder / "urza")
-forge = Forge(store, folder / "forge", ForgeConfig(strategy=sys.argv[4]))
+forge = Forge(store, folder / "forge", ForgeConfig(strategy=sys.argv[4]), keys=load_keys(folder / "keys"))
 specs = wanted(slots, sys.argv[3])
 forge.build(specs)
 forge.compile(specs)
@@ -76,7 +78,8 @@ def catalogue(folder: Path, slots: Sequence[str], given: argparse.Namespace) -> 
     """Make everything from nothing, then find it made."""
     specs = wanted(slots, given.device)
     store = Store(folder / "urza")
-    forge = Forge(store, folder / "forge", ForgeConfig(jobs=given.jobs, strategy=given.strategy))
+    config = ForgeConfig(jobs=given.jobs, strategy=given.strategy)
+    forge = Forge(store, folder / "forge", config, keys=load_keys(folder / "keys"))
     first: list[float] = []
     start = time.perf_counter()
 
@@ -140,7 +143,7 @@ def slowdown(folder: Path, pairs: int, settings: Sequence[str]) -> dict[str, Any
         for name in ("idle", "busy") if pair % 2 else ("busy", "idle"):
             home = folder / f"{name}-{pair}"
             if name == "idle":
-                for part in ("urza", "forge"):
+                for part in ("urza", "forge", "keys"):
                     shutil.copytree(warm / part, home / part)
             more = ["forge.compile=never"] if name == "idle" else []
             seconds[name] = _run(home, [*settings, *more])

@@ -1,7 +1,8 @@
-"""Kills the forge and its jobs at random points and looks what is left: ``python -m tests.forge_kills FOLDER KILLS SEED``.
+"""Kills the forge and its jobs at random points and looks what is left.
 
-A process of its own, with one thread and without torch, so that it can fork a forge in milliseconds. The jobs here make
-nothing, but speak the real protocol; everything else is the real forge, ledger and store. Prints what it found as JSON.
+``python -m tests.forge_kills FOLDER KILLS SEED`` is a process of its own, with one thread and without torch, so that it
+can fork a forge in milliseconds. The jobs here make nothing, but speak the real protocol; everything else is the real
+forge, ledger and store. Prints what it found as JSON.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from pathlib import Path
 import psutil
 
 from esper_ray.config import ForgeConfig
+from esper_ray.contracts.keys import KeyRing
 from esper_ray.contracts.ports import SlotSignature
 from esper_ray.karn.catalog import CATALOG
 from esper_ray.reliability import failpoints
 from esper_ray.tezzeret import forge as forge_module
+from esper_ray.tezzeret import seal
 from esper_ray.tezzeret.forge import Forge
 from esper_ray.tezzeret.toolchain import cache_key
 from esper_ray.urza.store import Store
 
 SIGNATURE = SlotSignature("conv", (8, 6, 6))
-SPECS = [
-    CATALOG.get(name).spec(SIGNATURE) for name in ("BP002", "BP003", "BP004", "BP005", "BP006", "BP007", "BP009")
-]
+KEYS = KeyRing((("k1", bytes(32)),))
+SPECS = [CATALOG.get(name).spec(SIGNATURE) for name in ("BP002", "BP003", "BP004", "BP005", "BP006", "BP007", "BP009")]
 JOBS = 2 * len(SPECS)
 KILLED_JOBS = 2  # a kernel is given up after its third failure, and that is not what is asked here
 POINTS = ("journal.inserted", "journal.committed", "atomic.written", "atomic.renamed")
@@ -83,6 +85,16 @@ class Campaign:
             assert [row.version for row in store.list(blueprint=spec.blueprint)] == [1, 2], "a kernel was stored again"
         store.close()
 
+    def undisturbed(self) -> float:
+        """Seconds that the forge takes when nobody kills it."""
+        started = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            _live(self.folder, 1, "", 0)
+        _, status = os.waitpid(child, 0)
+        assert status == 0, (self.folder / "error").read_text()
+        return time.monotonic() - started
+
     def look(self) -> None:
         """Whether what is finished stays so and is not made again, and all that is served is whole."""
         self._wait_for_the_dead()
@@ -99,6 +111,7 @@ class Campaign:
             kernel = store.get_digest(row.digest)
             assert kernel.spec.key == row.key
             assert kernel.metadata == row.metadata
+            seal.check(kernel, KEYS)
         kept = {row.metadata.get(field) for row in rows for field in ("cache_key", "compile_key")}
         now = {job for job in _jobs() if _is_finished(forge, kept, *job)}
         assert self.finished <= now, f"forgotten: {self.finished - now}"
@@ -109,7 +122,7 @@ class Campaign:
     def _round(self, horizon: float) -> bool:
         """One life of the forge; whether it came to its end."""
         point = self.dice.choice((*POINTS, *[""] * len(POINTS)))
-        nth, lanes = self.dice.randint(1, 30), self.dice.choice((1, 1, 2))
+        nth, lanes = self.dice.randint(1, 16), self.dice.choice((1, 1, 2))
         child = os.fork()
         if child == 0:
             _live(self.folder, lanes, point, nth)
@@ -161,7 +174,7 @@ def _is_finished(forge: Forge, kept: set[object], phase: str, blueprint: str) ->
 def _forge(folder: Path, store: Store, lanes: int) -> Forge:
     config = ForgeConfig(jobs=lanes, reserve_mb=0)
     command = (sys.executable, "-S", "-E", str(folder / "job.py"), str(folder))
-    return Forge(store, folder / "forge", config, command=command)
+    return Forge(store, folder / "forge", config, keys=KEYS, command=command)
 
 
 def _live(folder: Path, lanes: int, point: str, nth: int) -> None:
@@ -192,9 +205,7 @@ def survey(folder: Path, kills: int, seed: int) -> dict[str, float]:
     """Campaigns until at least ``kills`` processes were killed; counts by kind of kill."""
     forge_module.compiler_available = lambda: (True, "the jobs here compile nothing")
     dice = random.Random(seed)
-    started = time.monotonic()
-    Campaign(folder / "calm", random.Random(0)).run(_PATIENCE_SECONDS)
-    horizon = time.monotonic() - started
+    horizon = Campaign(folder / "calm", dice).undisturbed()
     counted: Counter[str] = Counter()
     campaigns = 0
     while sum(counted.values()) < kills:

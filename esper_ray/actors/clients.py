@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from esper_ray.actors.line import Address, Line, LineAnswer
+from esper_ray.actors.shared import SharedKernel
+from esper_ray.contracts.keys import KeyRing
 from esper_ray.contracts.ports import Answer, Kernel, KernelSpec, RunOpening
-from esper_ray.errors import EnvironmentFault, EsperError, KernelMissing, StoreUnavailable
+from esper_ray.errors import AuthenticityError, EnvironmentFault, EsperError, KernelMissing, StoreUnavailable
+from esper_ray.tezzeret import seal
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -159,20 +162,25 @@ class _OnLine:
 
 
 class RemoteKernels:
-    """Urza in its own process. A kernel that the forge has not made yet is waited for, not an error."""
+    """Urza in its own process. A kernel that the forge has not made yet is waited for, not an error.
 
-    def __init__(self, namespace: str) -> None:
-        self._urza = ByName("urza", namespace)
+    Args:
+        keys: whose seal a kernel must have. One without a seal, or with that of a key that is gone, is waited for too:
+            the forge makes it anew.
+    """
+
+    def __init__(self, namespace: str, keys: KeyRing) -> None:
+        self._urza, self._keys = ByName("urza", namespace), keys
 
     def fetch(self, spec: KernelSpec) -> KernelAnswer:
-        return KernelAnswer(self._urza, spec)
+        return KernelAnswer(self._urza, spec, self._keys)
 
 
 class KernelAnswer:
     """Asks until the kernel is there; one call is out at a time."""
 
-    def __init__(self, urza: ByName, spec: KernelSpec) -> None:
-        self._urza, self._spec = urza, spec
+    def __init__(self, urza: ByName, spec: KernelSpec, keys: KeyRing) -> None:
+        self._urza, self._spec, self._keys = urza, spec, keys
         self._reference: Any = None
         self._next = 0.0
 
@@ -180,7 +188,7 @@ class KernelAnswer:
         """The kernel, or None when it is not there in time.
 
         Raises:
-            EsperError: Urza refused for good, for a corrupt artifact say.
+            EsperError: Urza refused for good, for a corrupt artifact say, or the kernel has a false seal.
         """
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         while True:
@@ -194,9 +202,17 @@ class KernelAnswer:
             if self._reference is None:
                 if time.monotonic() < self._next:
                     return None
-                self._reference = self._urza.call("get", self._spec)
-            kernel: Kernel | None = self._urza.result(self._reference, timeout)
-        except (KernelMissing, StoreUnavailable, EnvironmentFault):
+                self._reference = self._urza.call("fetch", self._spec)
+            found: Kernel | SharedKernel | None = self._urza.result(self._reference, timeout)
+            kernel = found.open(_OPEN_SECONDS) if isinstance(found, SharedKernel) else found
+            if kernel is not None:
+                seal.check(kernel, self._keys)
+        except AuthenticityError as fault:
+            if fault.reason == "invalid_signature":
+                raise
+            self._reference, self._next = None, time.monotonic() + _PAUSE_SECONDS
+            return None
+        except (KernelMissing, StoreUnavailable, EnvironmentFault, RayError):
             self._reference, self._next = None, time.monotonic() + _PAUSE_SECONDS
             return None
         return kernel

@@ -60,7 +60,7 @@ def kernels(config: Config) -> KernelSource:
     Raises:
         BlueprintError: one of the modules cannot be imported.
     """
-    urza = RemoteKernels(config.ray.namespace)
+    urza = RemoteKernels(config.ray.namespace, load_keys(config.home / "keys" / "signing"))
     if not config.seeds.modules:
         return urza
     from esper_ray.inprocess import LocalKernels

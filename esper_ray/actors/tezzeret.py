@@ -19,6 +19,7 @@ from esper_ray.actors import crew
 from esper_ray.actors.resources import take_priority
 from esper_ray.config import build
 from esper_ray.contracts.ports import Kernel, KernelSpec
+from esper_ray.contracts.signing import load_keys
 from esper_ray.errors import StoreUnavailable
 from esper_ray.oona.bus import connect_publisher
 from esper_ray.tezzeret.forge import Forge
@@ -38,7 +39,8 @@ class TezzeretActor:
         config = build(config_tree)
         publisher = connect_publisher(config, source="tezzeret")
         store = UrzaByName(config.ray.namespace)
-        self._shift = Shift(Forge(store, config.home / "forge", config.forge, publisher=publisher))
+        keys = load_keys(config.home / "keys" / "signing")
+        self._shift = Shift(Forge(store, config.home / "forge", config.forge, keys=keys, publisher=publisher))
 
     def start_forge(self, signatures: list[str]) -> dict[str, Any]:
         """Order kernels for these slots; returns at once with `progress`."""

@@ -17,6 +17,7 @@ from rich.table import Table
 from esper_ray import cluster
 from esper_ray import config as configuration
 from esper_ray.config import Config
+from esper_ray.contracts.signing import load_keys
 from esper_ray.errors import EnvironmentFault
 from esper_ray.tezzeret.forge import Forge
 from esper_ray.tezzeret.shift import Shift
@@ -96,7 +97,7 @@ def _smithy(config: Config) -> Iterator[tuple[Callable[[list[str]], object], Cal
                 )
                 return
     store = Store(config.home / "urza")
-    made = Forge(store, config.home / "forge", config.forge)
+    made = Forge(store, config.home / "forge", config.forge, keys=load_keys(config.home / "keys" / "signing"))
     shift = Shift(made)
     try:
         yield shift.start, shift.progress, store.list

@@ -23,14 +23,17 @@ from typing import Any, Protocol
 import psutil
 
 from esper_ray.config import ForgeConfig
-from esper_ray.contracts.enums import BlueprintTier
-from esper_ray.contracts.messages import MetricPoint
+from esper_ray.contracts import codec
+from esper_ray.contracts.enums import BlueprintTier, BusMessageType
+from esper_ray.contracts.keys import KeyRing
+from esper_ray.contracts.messages import KernelCatalogUpdate, MetricPoint, blueprint_number
 from esper_ray.contracts.ports import Kernel, KernelSpec, Publisher, SlotSignature
 from esper_ray.contracts.telemetry import publish_telemetry
 from esper_ray.errors import EnvironmentFault
 from esper_ray.karn.catalog import CATALOG, Catalog
 from esper_ray.reliability.atomic import make_folder
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
+from esper_ray.tezzeret import seal
 from esper_ray.tezzeret.caution import Caution
 from esper_ray.tezzeret.crew import Crew
 from esper_ray.tezzeret.ledger import Finished, Ledger, Result
@@ -99,6 +102,7 @@ class Forge:
     Args:
         folder: ledger, compiled code and logs; one forge at a time works in it.
         publisher: where progress, retries and times are sent.
+        keys: what kernels are sealed with; those in the store that these keys did not seal are made again.
         command: how a job process is started.
     """
 
@@ -108,13 +112,14 @@ class Forge:
         folder: Path,
         config: ForgeConfig,
         *,
+        keys: KeyRing,
         publisher: Publisher | None = None,
         clock: Clock = SYSTEM_CLOCK,
         command: Sequence[str] = JOB_COMMAND,
     ) -> None:
         self.folder = make_folder(folder)
         self.ledger = Ledger(folder / "jobs.db", clock=clock)
-        self._store, self._config, self._publisher = store, config, publisher
+        self._store, self._config, self._publisher, self._keys = store, config, publisher, keys
         self._command = command
         self._caution = Caution(config.dwell_seconds, clock, self._tell_mode)
 
@@ -164,7 +169,7 @@ class Forge:
         able, reason = compiler_available()
         if not able:
             return Outcome({}, note=f"The kernels stay eager: {reason}.")
-        built = {row.key: row for row in self._store.list()}
+        built = {row.key: row for row in self._ours()}
         worth = [spec for spec in specs if spec.key in built and built[spec.key].metadata.get("parameters_count")]
         return self._run("compile", worth, on_progress, stop)
 
@@ -228,7 +233,7 @@ class Forge:
     def _settled(self, phase: Phase, specs: Sequence[KernelSpec]) -> dict[str, Finished]:
         """The jobs that need not be done, by kernel name: the ledger's, and those stored just before a kill."""
         field = _KEY_FIELD[phase]
-        rows = self._store.list()
+        rows = self._ours()
         stored = {row.metadata[field]: row for row in rows if field in row.metadata}
         digests = {row.digest for row in rows}
         settled: dict[str, Finished] = {}
@@ -266,19 +271,25 @@ class Forge:
     def _store_eager(self, event: Event, key: str) -> Finished:
         spec, content = event.spec, event.content
         metadata = {**content["metadata"], _KEY_FIELD["eager"]: key}
-        kernel = self._store.put(spec, base64.b64decode(content["weights"]), metadata)
-        return Finished(spec.key, "eager", kernel.digest)
+        return Finished(spec.key, "eager", self._put(spec, base64.b64decode(content["weights"]), metadata))
 
     def _store_compared(self, event: Event, key: str) -> Finished:
         """A new version with the figures, and with the faster of both as its strategy."""
         spec, figures = event.spec, event.content["metadata"]
         pays = figures["eager_ms"] >= self._config.speedup * figures["compiled_ms"]
         result: Result = "compiled" if pays else "eager"
-        newest = {row.key: row.digest for row in self._store.list()}[spec.key]
+        newest = {row.key: row.digest for row in self._ours()}[spec.key]
         kernel = self._store.get_digest(newest)
         chosen = {"strategy": result, "compile_strategy": event.strategy, _KEY_FIELD["compile"]: key}
-        stored = self._store.put(spec, kernel.weights, {**kernel.metadata, **figures, **chosen})
-        return Finished(spec.key, result, stored.digest, figures)
+        stored = self._put(spec, kernel.weights, {**kernel.metadata, **figures, **chosen})
+        return Finished(spec.key, result, stored, figures)
+
+    def _put(self, spec: KernelSpec, weights: bytes, metadata: Mapping[str, Any]) -> str:
+        return self._store.put(spec, weights, seal.sealed(spec.key, weights, metadata, self._keys)).digest
+
+    def _ours(self) -> list[Row]:
+        """What is stored with a seal of ours, by name and version."""
+        return [row for row in self._store.list() if not seal.fault(row.key, row.metadata, self._keys)]
 
     def _count_absent(self, count: int, event: Event) -> int:
         """Raises when jobs keep ending before they are ready: that is no kernel's fault."""
@@ -304,6 +315,10 @@ class Forge:
             MetricPoint("zm", float(self._caution.conservative)),
         ]
         publish_telemetry(self._publisher, "tezzeret", "", 0, points)
+        if ended is not None and ended.digest:
+            number, signature = blueprint_number(event.spec.blueprint), str(event.spec.signature)
+            update = KernelCatalogUpdate(number, signature, ended.digest, event.seconds * 1e3)
+            self._publisher.publish(BusMessageType.KERNEL_CATALOG_UPDATE, codec.encode_catalog_update(update))
 
     def _tell_mode(self, conservative: bool) -> None:
         _log.info("the forge %s", "works conservatively now" if conservative else "is back to its ordinary way")

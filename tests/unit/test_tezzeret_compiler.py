@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from esper_ray.config import ForgeConfig
+from esper_ray.contracts.keys import KeyRing
 from esper_ray.contracts.ports import KernelSpec, SlotSignature
 from esper_ray.errors import KernelError
 from esper_ray.karn.blueprints import build
@@ -74,7 +75,7 @@ def test_steps_are_measured_in_turns_by_their_median() -> None:
 
 def test_the_real_job_builds_and_compiles(tmp_path: Path) -> None:
     store = Store(tmp_path / "urza")
-    forge = Forge(store, tmp_path / "forge", ForgeConfig(job_seconds=300))
+    forge = Forge(store, tmp_path / "forge", ForgeConfig(job_seconds=300), keys=KeyRing((("k1", bytes(32)),)))
     specs = [CATALOG.get(name).spec(SPEC.signature) for name in ("BP001", "BP002")]
     built = forge.build(specs)
     assert built.given_up == {}

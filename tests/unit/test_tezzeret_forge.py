@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +17,22 @@ import pytest
 
 from esper_ray.config import ForgeConfig
 from esper_ray.contracts import codec
+from esper_ray.contracts.enums import BusMessageType
+from esper_ray.contracts.keys import KeyRing
+from esper_ray.contracts.messages import KernelCatalogUpdate
 from esper_ray.contracts.ports import KernelSpec, SlotSignature
-from esper_ray.errors import BlueprintError, EnvironmentFault
+from esper_ray.errors import AuthenticityError, BlueprintError, EnvironmentFault
 from esper_ray.karn.catalog import CATALOG
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock, ManualClock
 from esper_ray.tezzeret import forge as forge_module
-from esper_ray.tezzeret import toolchain
+from esper_ray.tezzeret import seal, toolchain
 from esper_ray.tezzeret.caution import Caution
 from esper_ray.tezzeret.forge import Forge, Outcome
 from esper_ray.tezzeret.shift import Shift
 from esper_ray.urza.store import Store
 
 SIGNATURE = SlotSignature("conv", (8, 6, 6))
+KEYS = KeyRing((("k1", bytes(32)),))
 # A job that obeys a plan, one word per blueprint, and writes down each kernel that it starts.
 FAKE_JOB = """
 import base64, json, os, signal, struct, sys
@@ -70,9 +77,12 @@ class Outbox:
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
         self.modes: list[float] = []
+        self.updates: list[KernelCatalogUpdate] = []
 
     def publish(self, type, payload, **_) -> None:
-        del type
+        if type is BusMessageType.KERNEL_CATALOG_UPDATE:
+            self.updates.append(codec.decode_catalog_update(payload))
+            return
         for point in codec.decode_telemetry(payload).metrics:
             before = self.values.get(point.key, 0.0) if point.key in ("zr", "zg", "zc") else 0.0
             self.values[point.key] = before + point.value
@@ -92,12 +102,15 @@ class Smithy:
     def command(self, plan: dict[str, str]) -> tuple[str, ...]:
         return (sys.executable, str(self.folder / "job.py"), json.dumps(plan), str(self.folder))
 
-    def forge(self, plan: dict[str, str], *, clock: Clock = SYSTEM_CLOCK, **settings: Any) -> Forge:
+    def forge(
+        self, plan: dict[str, str], *, clock: Clock = SYSTEM_CLOCK, keys: KeyRing = KEYS, **settings: Any
+    ) -> Forge:
         config = ForgeConfig(**{"job_seconds": 30.0, "reserve_mb": 0, **settings})
         forge = Forge(
             self.store,
             self.folder / "forge",
             config,
+            keys=keys,
             publisher=self.outbox,
             clock=clock,
             command=self.command(plan),
@@ -164,6 +177,9 @@ def test_a_build_is_stored_counted_and_not_repeated(smithy: Smithy) -> None:
     assert seen[0] == (0, 2, "")
     assert seen[-1] == (2, 2, wanted[1].key)
     assert (smithy.outbox.values["zd"], smithy.outbox.values["zw"], smithy.outbox.values["zr"]) == (2, 2, 0)
+    assert [(update.blueprint, update.artifact_digest) for update in smithy.outbox.updates] == [
+        (int(item.kernel[2:5]), item.digest) for item in outcome.finished.values()
+    ]
     again = smithy.forge({}).build(wanted)
     assert again == outcome
     assert smithy.started() == ["eager BP002", "eager BP009"]
@@ -286,7 +302,8 @@ def test_while_memory_is_short_the_forge_is_conservative(smithy: Smithy) -> None
     forge = smithy.forge({}, jobs=2, reserve_mb=10**9)
     forge.compile(specs("BP002", "BP003"))
     assert smithy.strategies("BP002") == smithy.strategies("BP003") == ["fast"]
-    assert smithy.outbox.modes[-1] == 1.0
+    assert max(smithy.outbox.modes) == 1.0
+    assert smithy.outbox.modes[-1] == 0.0, "an idle forge is not said to be conservative"
     smithy.forge({}).compile(specs("BP002", "BP003"))
     assert smithy.strategies("BP002") == ["fast", "standard"]
 
@@ -313,13 +330,15 @@ _PARENT = """
 import json, sys
 from pathlib import Path
 from esper_ray.config import ForgeConfig
+from esper_ray.contracts.keys import KeyRing
 from esper_ray.tezzeret.forge import Forge
 from esper_ray.contracts.ports import SlotSignature
 from esper_ray.karn.catalog import CATALOG
 from esper_ray.urza.store import Store
 
 folder = Path(sys.argv[1])
-forge = Forge(Store(folder / "urza"), folder / "forge", ForgeConfig(), command=json.loads(sys.argv[2]))
+store, keys, command = Store(folder / "urza"), KeyRing((("k1", bytes(32)),)), json.loads(sys.argv[2])
+forge = Forge(store, folder / "forge", ForgeConfig(), keys=keys, command=command)
 specs = [CATALOG.get(name).spec(SlotSignature("conv", (8, 6, 6))) for name in ("BP002", "BP003", "BP004")]
 forge.build(specs, lambda done, total, current: print(done, current, flush=True))
 """
@@ -335,6 +354,9 @@ def test_a_killed_forge_takes_its_job_with_it_and_goes_on_where_it_was(smithy: S
         if line.startswith("2 BP004"):
             break
     job = psutil.Process(psutil.Process(parent.pid).children()[0].pid)
+    while "eager BP004" not in smithy.started():
+        with contextlib.suppress(psutil.TimeoutExpired):
+            job.wait(timeout=0.05)
     parent.kill()
     parent.wait()
     parent.stdout.close()
@@ -355,6 +377,43 @@ def test_what_was_stored_just_before_a_kill_is_taken_up_and_what_the_store_lost_
     smithy.store = Store(smithy.folder / "another")
     assert results(smithy.forge({}).build(wanted)) == {"BP002": "eager"}
     assert smithy.started() == ["eager BP002"] * 2
+
+
+def test_a_kernel_is_sealed_over_all_that_its_artifact_says_and_holds(smithy: Smithy) -> None:
+    wanted = specs("BP002")
+    forge = smithy.forge({"BP002": "work1.0"})
+    forge.build(wanted)
+    forge.compile(wanted)
+    kernel = smithy.store.get(wanted[0])
+    seal.check(kernel, KEYS)
+    (length,) = struct.unpack_from("<Q", kernel.weights)
+    header = json.loads(kernel.weights[8 : 8 + length]) | {"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}
+    text = json.dumps(header).encode()
+    other = struct.pack("<Q", len(text)) + text + b"x"
+    forged = [
+        (replace(kernel, metadata={**kernel.metadata, "eager_ms": 1.0}), KEYS, "invalid_signature"),
+        (replace(kernel, metadata={**kernel.metadata, "more": 1}), KEYS, "invalid_signature"),
+        (replace(kernel, spec=specs("BP003")[0]), KEYS, "invalid_signature"),
+        (replace(kernel, weights=other), KEYS, "invalid_signature"),
+        (replace(kernel, metadata={"eager_ms": 1.0}), KEYS, "missing_signature"),
+        (kernel, KeyRing((("k2", bytes(32)),)), "unknown_key"),
+        (kernel, KeyRing((("k1", b"1" * 32),)), "invalid_signature"),
+    ]
+    for changed, keys, reason in forged:
+        with pytest.raises(AuthenticityError) as refusal:
+            seal.check(changed, keys)
+        assert refusal.value.reason == reason
+
+
+def test_what_other_keys_sealed_is_made_again(smithy: Smithy) -> None:
+    wanted = specs("BP002")
+    smithy.forge({}).build(wanted)
+    new = KeyRing((("k2", b"2" * 32), *KEYS.keys))
+    assert results(smithy.forge({}, keys=new).build(wanted)) == {"BP002": "eager"}
+    assert smithy.started() == ["eager BP002"], "both keys are valid"
+    smithy.forge({}, keys=KeyRing(new.keys[:1])).build(wanted)
+    assert smithy.started() == ["eager BP002"] * 2
+    seal.check(smithy.store.get(wanted[0]), new)
 
 
 def test_compiled_code_is_used_only_where_it_was_measured_to_pay(smithy: Smithy) -> None:
