@@ -64,16 +64,17 @@ def fault(key: str, metadata: Mapping[str, Any], keys: KeyRing) -> str:
     return "" if same and TENSORS in metadata else "invalid_signature"
 
 
-def tensors(data: bytes) -> str:
+def tensors(data: bytes | memoryview) -> str:
     """A digest of names, types, shapes and values in a safetensors file, whatever else its header says.
 
     Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header length, JSON header, tensor bytes).
     """
-    (length,) = _LENGTH.unpack_from(data)
+    view = memoryview(data)
+    (length,) = _LENGTH.unpack_from(view)
     start = _LENGTH.size + length
-    header = json.loads(data[_LENGTH.size : start])
+    header = json.loads(bytes(view[_LENGTH.size : start]))
     header.pop("__metadata__", None)
-    return digest(_canonical(header) + data[start:])
+    return digest(_canonical(header) + bytes(view[start:]))
 
 
 def _mac(key: str, open_part: Mapping[str, Any], secret: bytes) -> str:

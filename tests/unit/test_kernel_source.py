@@ -29,7 +29,7 @@ class Urza:
         self._left = iter(kernels)
 
     def call(self, method: str, *arguments: object) -> str:
-        assert (method, arguments) == ("get", (SPEC,))
+        assert arguments[0] == SPEC, method
         return "reference"
 
     def result(self, reference: str, timeout: float | None) -> Kernel:
