@@ -281,7 +281,7 @@ class Forge:
         newest = {row.key: row.digest for row in self._ours()}[spec.key]
         kernel = self._store.get_digest(newest)
         chosen = {"strategy": result, "compile_strategy": event.strategy, _KEY_FIELD["compile"]: key}
-        stored = self._put(spec, kernel.weights, {**kernel.metadata, **figures, **chosen})
+        stored = self._put(spec, bytes(kernel.weights), {**kernel.metadata, **figures, **chosen})
         return Finished(spec.key, result, stored, figures)
 
     def _put(self, spec: KernelSpec, weights: bytes, metadata: Mapping[str, Any]) -> str:

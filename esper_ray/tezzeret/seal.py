@@ -21,7 +21,7 @@ FIELD, TENSORS = "seal", "tensors"
 _LENGTH = struct.Struct("<Q")
 
 
-def sealed(key: str, weights: bytes, metadata: Mapping[str, Any], keys: KeyRing) -> dict[str, Any]:
+def sealed(key: str, weights: bytes | memoryview, metadata: Mapping[str, Any], keys: KeyRing) -> dict[str, Any]:
     """The metadata with the digest of the tensors and the seal.
 
     Args:
