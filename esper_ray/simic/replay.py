@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,9 @@ class Provenance:
     version: int
 
 
+_MARKS = np.dtype([("id", np.int64), ("version", np.int64), ("time", np.float64), ("source", np.int64)])
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """N drawn items.
@@ -42,24 +45,31 @@ class Sample:
         ids: int64 [N], to give new priorities by.
         columns: the items' arrays, each [N, ...].
         weights: float32 [N], importance weights, the largest 1.
-        sources: strings [N], where each comes from.
-        versions: int64 [N], of the policies that acted.
-        ages: float64 [N], seconds since each was added.
+        marks: [N], where and when each comes from; `provenance` and `ages` read them.
+        sources: the names that ``marks`` has numbers of.
+        now: seconds, when it was drawn.
     """
 
     ids: npt.NDArray[np.int64]
     columns: dict[str, Array]
     weights: npt.NDArray[np.float32]
-    sources: npt.NDArray[np.object_]
-    versions: npt.NDArray[np.int64]
-    ages: npt.NDArray[np.float64]
+    marks: npt.NDArray[np.void]
+    sources: Sequence[str]
+    now: float
 
     def item(self, number: int) -> dict[str, Array]:
         """The arrays of one of them."""
         return {key: column[number] for key, column in self.columns.items()}
 
     def provenance(self, number: int) -> Provenance:
-        return Provenance(str(self.sources[number]), int(self.versions[number]))
+        mark = self.marks[number]
+        return Provenance(self.sources[mark["source"]], int(mark["version"]))
+
+    @property
+    def ages(self) -> npt.NDArray[np.float64]:
+        """Seconds [N] since each was added."""
+        found: npt.NDArray[np.float64] = self.now - self.marks["time"]
+        return found
 
 
 class Replay:
@@ -89,11 +99,10 @@ class Replay:
         self._rows: npt.NDArray[np.void] = np.empty(0, np.dtype([]))
         self._columns: dict[str, Array] = {}
         self._capacity = 0
-        self._tree, self._weights = SumTree(1), np.zeros(1)
-        self._ids = np.zeros(0, np.int64)
-        self._times = np.zeros(0)
-        self._sources = np.zeros(0, np.object_)
-        self._versions = np.zeros(0, np.int64)
+        self._times, self._strata = np.zeros(0), np.zeros(0)
+        self._tree, self._weights = SumTree(1), np.zeros(1, np.float32)
+        self._marks = np.zeros(0, _MARKS)
+        self._sources: tuple[str, ...] = ()
         self._first, self._next = 0, 0
         self._largest = 1.0
 
@@ -126,39 +135,35 @@ class Replay:
         number, place = self._next, self._next % self._capacity
         for key, column in self._columns.items():
             column[place] = item[key]
-        self._ids[place], self._times[place] = number, now
-        self._sources[place], self._versions[place] = provenance.source, provenance.version
+        self._marks[place] = (number, provenance.version, now, self._source(provenance.source))
         self._next += 1
         self.update([number], [self._largest if priority is None else priority])
         return number
 
     def sample(self, count: int) -> Sample:
-        """Draw ``count`` items by their priorities, with replacement, one from each of ``count`` equal shares.
+        """Draw ``count`` items, at least one, by their priorities: with replacement, one from each of ``count`` equal
+        shares.
 
         Raises:
             ReplayError: there are fewer items than that.
         """
         now = self._expire()
-        if count > len(self):
+        if not 0 < count <= len(self):
             raise ReplayError(
                 f"A batch of {count} items was asked for, and the replay holds {len(self)}.",
                 remedy="Ask for a smaller batch, fill the replay first, or raise simic.replay_mb.",
             )
-        shares = self._random.random(count)
-        shares += np.arange(count)
-        shares /= max(1, count)
-        places = self._tree.find(shares)
-        weights = self._weights.take(places)
-        weights /= np.maximum.reduce(weights, initial=_FLOOR)
+        if count != len(self._strata):
+            self._strata = np.arange(count, dtype=np.float64)
+        points = self._random.random(count)
+        points += self._strata
+        points *= self._tree.total / count
+        places = self._tree.find(points)
         # ``take`` is the quickest of numpy's ways to gather.
-        return Sample(
-            ids=self._ids.take(places),
-            columns=self._split(self._rows.take(places)),
-            weights=weights.astype(np.float32),
-            sources=self._sources.take(places),
-            versions=self._versions.take(places),
-            ages=now - self._times.take(places),
-        )
+        weights, marks = self._weights.take(places), self._marks.take(places)
+        weights /= weights[weights.argmax()]
+        columns = self._split(self._rows.take(places))
+        return Sample(marks["id"], columns, weights, marks, self._sources, now)
 
     def update(self, ids: npt.ArrayLike, priorities: npt.ArrayLike) -> None:
         """Give items new priorities, finite and not negative; ids of items that are gone are skipped."""
@@ -178,7 +183,7 @@ class Replay:
             "next": self._next,
             "largest": self._largest,
             "random": self._random.bit_generator.state,
-            "sources": self._sources[order].tolist(),
+            "sources": self._sources,
         }
         arrays = {f"item/{key}": column[order] for key, column in self._columns.items()}
         buffer = io.BytesIO()
@@ -186,8 +191,7 @@ class Replay:
             buffer,
             allow_pickle=False,
             state=np.asarray(json.dumps(state)),
-            times=self._times[order],
-            versions=self._versions[order],
+            marks=self._marks[order],
             priorities=self._tree.get(order),
             **arrays,
         )
@@ -214,19 +218,17 @@ class Replay:
         self._largest = state["largest"]
         columns = {name.removeprefix("item/"): each for name, each in arrays.items() if name.startswith("item/")}
         self._first = self._next = state["next"]
-        if not len(arrays["times"]):
+        self._sources = tuple(state["sources"])
+        if not len(arrays["marks"]):
             return True
         self._open({key: column[0] for key, column in columns.items()})
-        kept = min(len(arrays["times"]), self._capacity)
+        kept = min(len(arrays["marks"]), self._capacity)
         self._first = self._next - kept
         places = np.arange(self._first, self._next) % self._capacity
         for key, column in columns.items():
             self._columns[key][places] = column[-kept:]
-        self._ids[places] = np.arange(self._first, self._next)
-        self._times[places] = arrays["times"][-kept:]
+        self._marks[places] = arrays["marks"][-kept:]
         self._set(places, arrays["priorities"][-kept:])
-        self._versions[places] = arrays["versions"][-kept:]
-        self._sources[places] = state["sources"][-kept:]
         return True
 
     def _open(self, item: Mapping[str, Array]) -> None:
@@ -241,11 +243,15 @@ class Replay:
         self._rows = np.empty(self._capacity, kind)
         self._columns = self._split(self._rows)
         self._tree = SumTree(self._capacity)
-        self._weights = np.zeros(self._capacity)
-        self._ids = np.zeros(self._capacity, np.int64)
-        self._times = np.zeros(self._capacity)
-        self._sources = np.full(self._capacity, "", np.object_)
-        self._versions = np.zeros(self._capacity, np.int64)
+        self._weights = np.zeros(self._capacity, np.float32)
+        self._marks = np.zeros(self._capacity, _MARKS)
+        self._times = self._marks["time"]
+
+    def _source(self, name: str) -> int:
+        """The number of a source's name."""
+        if name not in self._sources:
+            self._sources = (*self._sources, name)
+        return self._sources.index(name)
 
     def _set(self, places: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> None:
         """Let items be drawn in proportion to ``shares``; their importance weights but for the scale."""
