@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from esper_ray.contracts.schema import schema_digest
 from esper_ray.contracts.telemetry import event
 from esper_ray.errors import ConfigError
 from esper_ray.kasmina.lifecycle import GROWING, SETTLED
+from esper_ray.kasmina.slot import Seed
 from esper_ray.tolaria.boundary import Exchange
 from esper_ray.tolaria.measure import Quality
 from esper_ray.tolaria.multiseed import Credit
@@ -122,10 +124,24 @@ def epoch_row(
                 "gain": None if seed.stage in SETTLED else seed.evidence.get("gain"),
                 "gain_error": None if seed.stage in SETTLED else seed.evidence.get("gain_error"),
                 "gradient_norm": seed.gradient_norm,
+                "gradient_ratio": gradient_ratio(trainer, seed, gradient_norm),
             }
             for seed in trainer.garden.seeds
         ],
     }
+
+
+def gradient_ratio(trainer: Trainer, seed: Seed, model_norm: float) -> float | None:
+    """Root mean square gradient of a seed's parameters over that of the model's; None for a fossil, or without any.
+
+    Below 1 a newborn gets less to learn from than what is around it ("backward-starved"; Lillo and Cheney 2026,
+    arXiv:2605.15435). The seed's is that of the last step that taught it, the model's that of the epoch's last step.
+    """
+    count = seed.parameter_count
+    if seed.stage in SETTLED or not count or not seed.gradient_norm or not model_norm:
+        return None
+    whole = sum(parameter.numel() for parameter in trainer.model.parameters())
+    return seed.gradient_norm / math.sqrt(count) / (model_norm / math.sqrt(whole))
 
 
 def together(credit: Credit | None) -> dict[str, Any] | None:
@@ -182,6 +198,9 @@ def points(row: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Itera
     together = row["credit"] or {}
     measured = {"jg": together.get("joint"), "ix": together.get("interaction"), "cf": row["conflict_ratio"]}
     yield from (MetricPoint(key, float(value)) for key, value in measured.items() if value is not None)
+    ratios = [seed["gradient_ratio"] for seed in row["seeds"] if seed["gradient_ratio"] is not None]
+    if ratios:
+        yield MetricPoint("ng", sum(ratios) / len(ratios))
     breakers = (item for item in events if item["kind"] == "breaker")
     yield from (MetricPoint("ob", float(item["value"]), {"breaker": item["breaker"]}) for item in breakers)
     yield from (MetricPoint("gr", item["ms"]) for item in events if item["kind"] == "graft")
