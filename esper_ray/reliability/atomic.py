@@ -20,7 +20,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_durable(path.parent)
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with os.fdopen(descriptor, "wb") as file:
@@ -76,10 +76,19 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Create ``path`` with its parents, or say why that is impossible."""
+    """Create ``path`` with its parents, durably, or say why that is impossible."""
     with explained(path):
-        path.mkdir(parents=True, exist_ok=True)
+        _make_durable(path)
     return path
+
+
+def _make_durable(folder: Path) -> None:
+    """Create a folder with its parents. Each new one is synced in the one that holds it, or its files could be lost."""
+    if folder.is_dir():
+        return
+    _make_durable(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 @contextlib.contextmanager

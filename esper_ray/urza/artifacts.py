@@ -7,16 +7,18 @@ Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header le
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from esper_ray.contracts.ports import Kernel, KernelSpec, SlotSignature
-from esper_ray.errors import CorruptArtifact, KernelError
+from esper_ray.errors import CorruptArtifact, EsperError, KernelError
 from esper_ray.reliability.ids import digest as digest_of
 
 SUFFIX = ".safetensors"
+REMEDY = "The forge makes it again at the start of the next run, or now with `esper urza verify --heal`."
 _ENTRY = "esper_ray"
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 100_000_000
@@ -53,17 +55,41 @@ def unpack(data: bytes, expected: str, *, where: str = "these bytes") -> Kernel:
     Raises:
         CorruptArtifact: the digest is another one, or the bytes are no artifact of ours.
     """
-    found = digest_of(data)
-    if found != expected:
-        raise _corrupt(where, f"Its digest is {found[:12]} where {expected[:12]} is expected.")
+    kernel = read(data, where=where)
+    if kernel.digest != expected:
+        raise _corrupt(where, f"Its digest is {kernel.digest[:12]} where {expected[:12]} is expected.")
+    return kernel
+
+
+def read(data: bytes, *, where: str = "these bytes") -> Kernel:
+    """The kernel in ``data``, whatever its digest: what it says of itself, not yet whether it is the one wanted.
+
+    Raises:
+        CorruptArtifact: the bytes are no artifact of ours.
+    """
     try:
         header, _ = _split(data)
         description = json.loads(header["__metadata__"][_ENTRY])
         spec = _spec_from_json(description["spec"])
         metadata = dict(description["metadata"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, EsperError) as error:
         raise _corrupt(where, f"It has no description of a kernel: {error!r}.") from None
-    return Kernel(spec, found, metadata, data)
+    return Kernel(spec, digest_of(data), metadata, data)
+
+
+def inventory(folder: Path) -> tuple[dict[str, int], list[Path]]:
+    """The bytes of each artifact below ``folder`` by the digest in its name, and what interrupted writers left."""
+    sizes: dict[str, int] = {}
+    drafts: list[Path] = []
+    for part in os.scandir(folder):
+        if not part.is_dir():
+            continue
+        for entry in os.scandir(part):
+            if entry.name.startswith("."):
+                drafts.append(Path(entry.path))
+            elif entry.name.endswith(SUFFIX):
+                sizes[entry.name.removesuffix(SUFFIX)] = entry.stat().st_size
+    return sizes, drafts
 
 
 def path_of(folder: Path, digest: str) -> Path:
@@ -75,7 +101,7 @@ def _corrupt(where: str, why: str) -> CorruptArtifact:
     return CorruptArtifact(
         f"The artifact {where} is damaged.",
         why=why,
-        remedy="Remove it and let the forge make it again at the start of the next run.",
+        remedy=REMEDY,
     )
 
 

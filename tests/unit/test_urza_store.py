@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import subprocess
 import sys
@@ -11,26 +10,14 @@ from pathlib import Path
 import pytest
 
 from esper_ray.contracts import codec
-from esper_ray.contracts.enums import BlueprintTier, BusMessageType, CircuitBreakerState
-from esper_ray.contracts.ports import KernelSpec, SlotSignature
-from esper_ray.errors import CorruptArtifact, KernelError, KernelMissing, StoreUnavailable
+from esper_ray.contracts.enums import BlueprintTier, BusMessageType
+from esper_ray.errors import KernelError, KernelMissing, StoreUnavailable
 from esper_ray.reliability.breaker import Breaker
 from esper_ray.reliability.clock import ManualClock
 from esper_ray.urza import artifacts
 from esper_ray.urza.cache import KernelCache
 from esper_ray.urza.store import Store
-
-SPEC = KernelSpec("BP009", SlotSignature("conv", (16, 24, 24)))
-OTHER = KernelSpec("BP002", SlotSignature("conv", (32, 12, 12)), {"scale": 0.25})
-METADATA = {"parameters_count": 2, "strategy": "eager", "eager_ms": 1.5, "compiled_ms": None, "tier": 1}
-
-
-def weights(*values: float) -> bytes:
-    """One float32 tensor as a safetensors file, by the format's own rules."""
-    data = struct.pack(f"<{len(values)}f", *values)
-    header = {"w": {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, len(data)]}}
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
+from tests.urza_world import METADATA, OTHER, SPEC, file_of, reopened, weights
 
 
 @pytest.fixture
@@ -38,16 +25,6 @@ def store(tmp_path: Path):
     store = Store(tmp_path / "urza")
     yield store
     store.close()
-
-
-def reopened(store: Store) -> Store:
-    """The same folder with an empty cache."""
-    store.close()
-    return Store(store.folder)
-
-
-def file_of(store: Store, digest: str) -> Path:
-    return artifacts.path_of(store.folder / "artifacts", digest)
 
 
 def test_what_was_put_is_served_from_memory_and_from_disk(store: Store) -> None:
@@ -58,7 +35,7 @@ def test_what_was_put_is_served_from_memory_and_from_disk(store: Store) -> None:
     assert kernel.metadata == METADATA
     assert kernel.spec == OTHER
     stats = again.stats()
-    assert (stats["disk_hits"], stats["memory_hits"], stats["memory_misses"]) == (1, 1, 1)
+    assert (stats["disk_hits"], stats["memory_hits"], stats["missing"]) == (1, 1, 0)
     again.close()
 
 
@@ -83,56 +60,20 @@ def test_putting_the_same_again_changes_nothing_and_other_content_is_a_new_versi
     assert store.get(SPEC) == second
 
 
-def test_the_list_is_filtered_by_blueprint_signature_and_tier(store: Store) -> None:
-    store.put(SPEC, weights(1), METADATA)
-    store.put(OTHER, weights(1), {**METADATA, "tier": 2})
+def test_the_list_is_filtered_by_id_blueprint_signature_tier_family_and_stage(store: Store) -> None:
+    kernel = store.put(SPEC, weights(1), METADATA)
+    store.put(OTHER, weights(1), {**METADATA, "tier": 2, "family": "scaling", "compile_key": "k"})
+    assert [row.key for row in store.list(digest=kernel.digest)] == [SPEC.key]
+    assert [row.key for row in store.list(family="scaling")] == [OTHER.key]
+    assert [row.key for row in store.list(stage="measured")] == [OTHER.key]
+    assert [row.key for row in store.list(stage="built")] == [SPEC.key]
+    assert store.list(stage="built", family="scaling") == []
     assert [row.key for row in store.list(blueprint="BP009")] == [SPEC.key]
     assert [row.key for row in store.list(signature=OTHER.signature)] == [OTHER.key]
     assert [row.key for row in store.list(tier=BlueprintTier.EXPERIMENTAL)] == [OTHER.key]
     assert store.list(blueprint="BP009", tier=BlueprintTier.EXPERIMENTAL) == []
     assert store.list(blueprint="BP009")[0].metadata == METADATA
     assert len(store.list()) == 2
-
-
-def flip_a_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-@pytest.mark.parametrize("damage", [flip_a_byte, truncate, Path.unlink])
-def test_an_altered_file_is_refused_by_name_and_mended_by_putting_it_again(store: Store, damage) -> None:
-    kernel = store.put(SPEC, weights(1, 2), METADATA)
-    sound = store.put(OTHER, weights(1), METADATA)
-    damage(file_of(store, kernel.digest))
-    again = reopened(store)
-    with pytest.raises(CorruptArtifact, match=kernel.digest):
-        again.get(SPEC)
-    report = again.verify()
-    assert not report.holds
-    assert report.rows_without_files + report.damaged == (kernel.digest,)
-    assert report.sound == 1
-    assert again.get(OTHER) == sound
-    assert again.breaker.state is CircuitBreakerState.CLOSED
-    assert again.put(SPEC, weights(1, 2), METADATA) == kernel
-    assert again.verify().holds
-    again.close()
-
-
-def test_a_file_that_no_row_names_is_reported_and_harmless(store: Store) -> None:
-    stray = artifacts.pack(SPEC, weights(5), METADATA)
-    path = file_of(store, stray.digest)
-    path.parent.mkdir(parents=True)
-    path.write_bytes(stray.weights)
-    report = store.verify()
-    assert report.files_without_rows == (stray.digest,)
-    assert report.holds
-    with pytest.raises(KernelMissing):
-        store.get_digest(stray.digest)
 
 
 def test_a_miss_says_what_is_missing(store: Store) -> None:
@@ -171,7 +112,7 @@ def test_weights_that_are_no_safetensors_are_refused(store: Store, wrong: bytes)
     with pytest.raises(KernelError, match="JSON"):
         store.put(SPEC, weights(1), {"loss": float("nan")})
     assert store.list() == []
-    assert store.verify().files_without_rows == ()
+    assert store.verify().findings == ()
 
 
 def test_the_cache_is_bounded_in_bytes_and_forgets_what_was_unused_for_longest() -> None:
@@ -215,7 +156,7 @@ def test_hits_misses_and_sizes_are_published_at_most_once_a_second(tmp_path: Pat
     assert values[("uk", "")] == 1
     assert values[("ub", "")] == len(kernel.weights)
     assert {kind for kind, _ in outbox.sent} == {BusMessageType.TELEMETRY}
-    store.flush()
+    store.figures.flush()
     points = [p for p in codec.decode_telemetry(outbox.sent[-1][1]).metrics if p.key == "um"]
     assert [p.value for p in points] == [0]
     store.close()
