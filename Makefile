@@ -34,7 +34,7 @@ test: setup lint
 	$(BIN)/python -m pytest $(ARGS)
 
 proto: setup
-	cd esper_ray/contracts && $(abspath $(BIN))/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. leyline.proto
+	$(BIN)/esper contracts approve
 
 clean:
 	rm -rf $(VENV) build *.egg-info

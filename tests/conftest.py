@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from esper_ray.contracts import refusals
+
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESPER_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
+def _own_refusals() -> None:
+    refusals.take()
 
 
 @pytest.fixture

@@ -1,161 +1,67 @@
-"""Between our dataclasses and bytes; with `learning` the only user of the generated code besides `schema`.
+"""Between our dataclasses and bytes: commands, reports, telemetry, emergencies, gates, and the way to the other codecs.
 
+With its siblings (`state`, `envelope`, `learning`, `catalogue`) and `schema` the only user of the generated code.
 Every ``decode_*`` raises a `ContractError` for anything that is not a valid message of version 1: truncated or
 oversized bytes, another version, a metric that is not a finite number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 from esper_ray.contracts import leyline_pb2 as pb
-from esper_ray.contracts.budgets import CONTROL_MESSAGE_BYTES, ENVELOPE_BYTES
 from esper_ray.contracts.enums import (
     BlendMode,
-    BusMessageType,
+    CircuitBreakerState,
     CommandType,
-    DeliveryGuarantee,
     EmergencyLevel,
     FieldReportOutcome,
-    MessagePriority,
+    HealthStatus,
     SeedLifecycleGate,
     SeedLifecycleStage,
     SeedOperation,
     TelemetryLevel,
 )
+from esper_ray.contracts.envelope import decode_envelope, encode_envelope, open_envelope, seal_envelope
 from esper_ray.contracts.messages import (
     AdaptationCommand,
+    BreakerDirective,
     EmergencyDirective,
     EmergencySignal,
-    EventEnvelope,
     FieldReport,
     GateEvent,
-    HardwareContext,
     KernelCatalogUpdate,
     MetricPoint,
+    OptimizerAdjustment,
     PauseDirective,
     RollbackDirective,
     SeedDirective,
-    SeedState,
-    SystemState,
+    SystemHealth,
     TelemetryEvent,
     TelemetryPacket,
+    TraceSpan,
 )
-from esper_ray.contracts.schema import schema_tag
+from esper_ray.contracts.state import decode_state, encode_state
 from esper_ray.contracts.wire import VERSION, finite, finite_value, parse, to_enum, within_limit
-from esper_ray.errors import ContractError, MessageTooLarge, WrongSchema
 
-
-def encode_state(state: SystemState) -> list[bytes]:
-    """One packet, or several where the seeds do not fit into one (``part`` of ``parts``)."""
-    groups: list[list[pb.SeedState]] = [[]]
-    room = CONTROL_MESSAGE_BYTES - _state_head(state, 0, 1).ByteSize() - 4
-    for seed in map(_seed_to_wire, state.seeds):
-        size = seed.ByteSize() + 3
-        if size > room:
-            groups.append([])
-            room = CONTROL_MESSAGE_BYTES - _state_head(state, 1, 1).ByteSize() - 4
-        groups[-1].append(seed)
-        room -= size
-    packets = []
-    for part, seeds in enumerate(groups):
-        packet = _state_head(state, part, len(groups))
-        packet.seeds.extend(seeds)
-        packets.append(within_limit(packet))
-    return packets
-
-
-def _state_head(state: SystemState, part: int, parts: int) -> pb.SystemStatePacket:
-    packet = pb.SystemStatePacket(
-        version=VERSION,
-        run=state.run,
-        epoch=state.epoch,
-        part=part,
-        parts=parts,
-        branch=state.branch,
-        timestamp_ns=state.timestamp_ns,
-    )
-    if part:
-        return packet
-    hardware = state.hardware
-    packet.global_step = state.global_step
-    packet.training_loss = finite_value("training_loss", state.training_loss)
-    packet.validation_loss = finite_value("validation_loss", state.validation_loss)
-    packet.validation_accuracy = finite_value("validation_accuracy", state.validation_accuracy)
-    packet.metrics.update(finite(state.metrics))
-    packet.hardware.CopyFrom(
-        pb.HardwareContext(
-            device_kind=hardware.device_kind,
-            device_id=hardware.device_id,
-            memory_total_mb=hardware.memory_total_mb,
-            memory_free_mb=hardware.memory_free_mb,
-            temperature_c=hardware.temperature_c,
-            utilization=hardware.utilization,
-            compute_capability=hardware.compute_capability,
-        )
-    )
-    return packet
-
-
-def _seed_to_wire(seed: SeedState) -> pb.SeedState:
-    return pb.SeedState(
-        seed=seed.seed,
-        slot=seed.slot,
-        blueprint=seed.blueprint,
-        stage=int(seed.stage),  # type: ignore[arg-type]
-        alpha=seed.alpha,
-        gradient_norm=seed.gradient_norm,
-        learning_rate=seed.learning_rate,
-        depth=seed.depth,
-        age_epochs=seed.age_epochs,
-        risk=seed.risk,
-        metrics=finite(seed.metrics),
-    )
-
-
-def decode_state(packets: Iterable[bytes]) -> SystemState:
-    """The state from all the packets of one boundary, in any order."""
-    wires = sorted((parse(pb.SystemStatePacket, data) for data in packets), key=lambda wire: wire.part)
-    if not wires or [wire.part for wire in wires] != list(range(wires[0].parts)):
-        raise ContractError("A system state arrived incomplete.", why="Some of its packets are missing.")
-    head, hardware = wires[0], wires[0].hardware
-    return SystemState(
-        run=head.run,
-        epoch=head.epoch,
-        global_step=head.global_step,
-        timestamp_ns=head.timestamp_ns,
-        training_loss=head.training_loss,
-        validation_loss=head.validation_loss,
-        validation_accuracy=head.validation_accuracy,
-        metrics=finite(head.metrics),
-        hardware=HardwareContext(
-            device_kind=hardware.device_kind,
-            device_id=hardware.device_id,
-            memory_total_mb=hardware.memory_total_mb,
-            memory_free_mb=hardware.memory_free_mb,
-            temperature_c=hardware.temperature_c,
-            utilization=hardware.utilization,
-            compute_capability=hardware.compute_capability,
-        ),
-        seeds=tuple(
-            SeedState(
-                seed=seed.seed,
-                slot=seed.slot,
-                blueprint=seed.blueprint,
-                stage=to_enum(SeedLifecycleStage, seed.stage),
-                alpha=seed.alpha,
-                gradient_norm=seed.gradient_norm,
-                learning_rate=seed.learning_rate,
-                depth=seed.depth,
-                age_epochs=seed.age_epochs,
-                risk=seed.risk,
-                metrics=finite(seed.metrics),
-            )
-            for wire in wires
-            for seed in wire.seeds
-        ),
-        branch=head.branch,
-    )
+__all__ = [
+    "decode_catalog_update",
+    "decode_command",
+    "decode_emergency",
+    "decode_envelope",
+    "decode_gate",
+    "decode_report",
+    "decode_state",
+    "decode_telemetry",
+    "encode_catalog_update",
+    "encode_command",
+    "encode_emergency",
+    "encode_envelope",
+    "encode_gate",
+    "encode_report",
+    "encode_state",
+    "encode_telemetry",
+    "open_envelope",
+    "seal_envelope",
+]
 
 
 def encode_command(command: AdaptationCommand) -> bytes:
@@ -193,6 +99,14 @@ def encode_command(command: AdaptationCommand) -> bytes:
         wire.emergency.CopyFrom(
             pb.EmergencyDirective(level=int(given.level), reason=given.reason)  # type: ignore[arg-type]
         )
+    elif command.optimizer is not None:
+        factor = finite_value("learning_rate_factor", command.optimizer.learning_rate_factor)
+        wire.optimizer.CopyFrom(pb.OptimizerAdjustment(policy=command.optimizer.policy, learning_rate_factor=factor))
+    elif command.breaker is not None:
+        breaker = command.breaker
+        wire.breaker.CopyFrom(
+            pb.BreakerDirective(breaker=breaker.breaker, state=int(breaker.state))  # type: ignore[arg-type]
+        )
     return within_limit(wire)
 
 
@@ -225,6 +139,14 @@ def decode_command(data: bytes) -> AdaptationCommand:
         pause=PauseDirective(wire.pause.paused) if wire.HasField("pause") else None,
         emergency=EmergencyDirective(to_enum(EmergencyLevel, wire.emergency.level), wire.emergency.reason)
         if wire.HasField("emergency")
+        else None,
+        optimizer=OptimizerAdjustment(
+            wire.optimizer.policy, finite_value("learning_rate_factor", wire.optimizer.learning_rate_factor)
+        )
+        if wire.HasField("optimizer")
+        else None,
+        breaker=BreakerDirective(wire.breaker.breaker, to_enum(CircuitBreakerState, wire.breaker.state))
+        if wire.HasField("breaker")
         else None,
     )
 
@@ -292,6 +214,23 @@ def encode_telemetry(packet: TelemetryPacket) -> bytes:
             ],
             run=packet.run,
             epoch=packet.epoch,
+            spans=[
+                pb.TraceSpan(
+                    trace_id=span.trace_id,
+                    span_id=span.span_id,
+                    parent_id=span.parent_id,
+                    name=span.name,
+                    start_ns=span.start_ns,
+                    duration_ns=span.duration_ns,
+                )
+                for span in packet.spans
+            ],
+            health=None
+            if packet.health is None
+            else pb.SystemHealth(
+                status=int(packet.health.status),  # type: ignore[arg-type]
+                summary=packet.health.summary,
+            ),
         )
     )
 
@@ -312,6 +251,13 @@ def decode_telemetry(data: bytes) -> TelemetryPacket:
         ),
         run=wire.run,
         epoch=wire.epoch,
+        spans=tuple(
+            TraceSpan(span.trace_id, span.span_id, span.parent_id, span.name, span.start_ns, span.duration_ns)
+            for span in wire.spans
+        ),
+        health=SystemHealth(to_enum(HealthStatus, wire.health.status), wire.health.summary)
+        if wire.HasField("health")
+        else None,
     )
 
 
@@ -384,87 +330,3 @@ def encode_catalog_update(update: KernelCatalogUpdate) -> bytes:
 def decode_catalog_update(data: bytes) -> KernelCatalogUpdate:
     wire = parse(pb.KernelCatalogUpdate, data)
     return KernelCatalogUpdate(wire.blueprint, wire.signature, wire.artifact_digest, wire.compile_ms)
-
-
-def encode_envelope(envelope: EventEnvelope) -> bytes:
-    """Canonical bytes (deterministic), which are also what gets signed, with an empty signature."""
-    return _canonical(_wire_envelope(envelope))
-
-
-def seal_envelope(envelope: EventEnvelope, sign: Callable[[bytes], bytes]) -> bytes:
-    """Canonical bytes with the signature that ``sign`` gives for those without it."""
-    wire = _wire_envelope(envelope)
-    wire.ClearField("signature")
-    wire.signature = sign(_canonical(wire))
-    return _canonical(wire)
-
-
-def _canonical(wire: pb.EventEnvelope) -> bytes:
-    data = wire.SerializeToString(deterministic=True)
-    if len(data) > ENVELOPE_BYTES:
-        raise MessageTooLarge(
-            f"An envelope of {len(data)} bytes was refused.",
-            why=f"The bus carries at most {ENVELOPE_BYTES} bytes.",
-            remedy="Send large data by digest through Urza.",
-        )
-    return data
-
-
-def _wire_envelope(envelope: EventEnvelope) -> pb.EventEnvelope:
-    return pb.EventEnvelope(
-        version=VERSION,
-        event_id=envelope.event_id,
-        type=int(envelope.type),  # type: ignore[arg-type]
-        source=envelope.source,
-        created_at_ns=envelope.created_at_ns,
-        deadline_ns=envelope.deadline_ns,
-        ttl_ms=envelope.ttl_ms,
-        payload=envelope.payload,
-        payload_type=envelope.payload_type,
-        priority=int(envelope.priority),  # type: ignore[arg-type]
-        routing_keys=list(envelope.routing_keys),
-        correlation_id=envelope.correlation_id,
-        delivery=int(envelope.delivery),  # type: ignore[arg-type]
-        attempts=envelope.attempts,
-        key_id=envelope.key_id,
-        nonce=envelope.nonce,
-        signature=envelope.signature,
-        schema=schema_tag(),
-    )
-
-
-def decode_envelope(data: bytes) -> EventEnvelope:
-    return open_envelope(data)[0]
-
-
-def open_envelope(data: bytes) -> tuple[EventEnvelope, bytes]:
-    """The envelope, and the bytes that its signature is over."""
-    if len(data) > ENVELOPE_BYTES:
-        raise MessageTooLarge(f"An envelope of {len(data)} bytes was refused.")
-    wire = parse(pb.EventEnvelope, data)
-    if wire.schema != schema_tag():
-        raise WrongSchema(
-            "An envelope of another schema was refused.",
-            why="Its sender runs another version of esper_ray.",
-            remedy="Run the same version everywhere.",
-        )
-    envelope = EventEnvelope(
-        event_id=wire.event_id,
-        type=to_enum(BusMessageType, wire.type),
-        source=wire.source,
-        created_at_ns=wire.created_at_ns,
-        payload=wire.payload,
-        payload_type=wire.payload_type,
-        priority=to_enum(MessagePriority, wire.priority),
-        deadline_ns=wire.deadline_ns,
-        ttl_ms=wire.ttl_ms,
-        routing_keys=tuple(wire.routing_keys),
-        correlation_id=wire.correlation_id,
-        delivery=to_enum(DeliveryGuarantee, wire.delivery),
-        attempts=wire.attempts,
-        key_id=wire.key_id,
-        nonce=wire.nonce,
-        signature=wire.signature,
-    )
-    wire.ClearField("signature")
-    return envelope, wire.SerializeToString(deterministic=True)

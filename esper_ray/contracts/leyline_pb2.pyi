@@ -561,20 +561,22 @@ class KernelPrefetchRequest(_message.Message):
     def __init__(self, version: _Optional[int] = ..., request_id: _Optional[int] = ..., blueprint: _Optional[int] = ..., signature: _Optional[str] = ..., issued_at_ns: _Optional[int] = ...) -> None: ...
 
 class KernelPrefetchReady(_message.Message):
-    __slots__ = ("version", "request_id", "blueprint", "artifact_digest", "prewarm_p50_ms", "prewarm_p95_ms")
+    __slots__ = ("version", "request_id", "blueprint", "artifact_digest", "prewarm_p50_ms", "prewarm_p95_ms", "checksum")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     BLUEPRINT_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PREWARM_P50_MS_FIELD_NUMBER: _ClassVar[int]
     PREWARM_P95_MS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     version: int
     request_id: int
     blueprint: int
     artifact_digest: str
     prewarm_p50_ms: float
     prewarm_p95_ms: float
-    def __init__(self, version: _Optional[int] = ..., request_id: _Optional[int] = ..., blueprint: _Optional[int] = ..., artifact_digest: _Optional[str] = ..., prewarm_p50_ms: _Optional[float] = ..., prewarm_p95_ms: _Optional[float] = ...) -> None: ...
+    checksum: int
+    def __init__(self, version: _Optional[int] = ..., request_id: _Optional[int] = ..., blueprint: _Optional[int] = ..., artifact_digest: _Optional[str] = ..., prewarm_p50_ms: _Optional[float] = ..., prewarm_p95_ms: _Optional[float] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class KernelPrefetchError(_message.Message):
     __slots__ = ("version", "request_id", "blueprint", "reason")

@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 
 from esper_ray.contracts.enums import (
     BlendMode,
+    BlueprintTier,
     BusMessageType,
+    CircuitBreakerState,
     CommandType,
     DeliveryGuarantee,
     EmergencyLevel,
     FieldReportOutcome,
+    HealthStatus,
     MessagePriority,
+    RiskLevel,
     SeedLifecycleGate,
     SeedLifecycleStage,
     SeedOperation,
@@ -94,6 +98,20 @@ class SeedDirective:
 
 
 @dataclass(frozen=True, slots=True)
+class OptimizerAdjustment:
+    """Another policy for the learning rate, by its name, and a factor on the present rate."""
+
+    policy: str
+    learning_rate_factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerDirective:
+    breaker: str
+    state: CircuitBreakerState
+
+
+@dataclass(frozen=True, slots=True)
 class RollbackDirective:
     """Back to the end of ``epoch``.
 
@@ -137,6 +155,8 @@ class AdaptationCommand:
     rollback: RollbackDirective | None = None
     pause: PauseDirective | None = None
     emergency: EmergencyDirective | None = None
+    optimizer: OptimizerAdjustment | None = None
+    breaker: BreakerDirective | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +242,24 @@ class TelemetryEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceSpan:
+    """How long something took; ``parent_id`` is 0 for the outermost span of a trace."""
+
+    trace_id: int
+    span_id: int
+    parent_id: int
+    name: str
+    start_ns: int
+    duration_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SystemHealth:
+    status: HealthStatus
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryPacket:
     packet_id: int
     timestamp_ns: int
@@ -231,6 +269,8 @@ class TelemetryPacket:
     events: tuple[TelemetryEvent, ...] = ()
     run: str = ""
     epoch: int = 0
+    spans: tuple[TraceSpan, ...] = ()
+    health: SystemHealth | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +297,84 @@ class GateEvent:
     to_stage: SeedLifecycleStage
     evidence: Metrics
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointMetadata:
+    """A checkpoint of a run; ``digest`` is the SHA-256 of its manifest."""
+
+    run: str
+    epoch: int
+    global_step: int
+    digest: str
+    created_at_ns: int
+    branch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RiskAssessment:
+    """``signals`` are between 0 and 1, by name."""
+
+    level: RiskLevel
+    signals: Metrics
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPrefetchRequest:
+    """Have this blueprint's kernel ready for slots of that signature."""
+
+    request_id: int
+    blueprint: int
+    signature: str
+    issued_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPrefetchReady:
+    """The kernel is there: SHA-256 and CRC-32 of the artifact, and how long a first pass takes."""
+
+    request_id: int
+    blueprint: int
+    artifact_digest: str
+    checksum: int
+    prewarm_p50_ms: float
+    prewarm_p95_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPrefetchError:
+    request_id: int
+    blueprint: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlueprintDescriptor:
+    """A blueprint as the catalogue has it; bounds are by the parameters' own names."""
+
+    blueprint: int
+    name: str
+    tier: BlueprintTier
+    family: str
+    stage: str = ""
+    risk: float = 0.0
+    parameter_lower: Metrics = field(default_factory=dict)
+    parameter_upper: Metrics = field(default_factory=dict)
+    approval_required: bool = False
+    quarantined: bool = False
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BlueprintQuery:
+    """What fits a slot; a budget of 0 is none."""
+
+    task_kind: str
+    signature: str
+    tier_ceiling: BlueprintTier
+    parameter_budget: int = 0
+    latency_budget_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

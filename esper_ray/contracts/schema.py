@@ -1,13 +1,13 @@
 """The schema's identity: one digest that every process checks before it talks to another.
 
-``schema.lock`` holds the approved digest. Run this module to check it, with ``--approve`` to write a new one
-after an entry was made in CHANGES.md.
+``schema.lock`` holds what was approved: the digest, the tags of earlier schemas whose messages still mean the same,
+and the form of the schema (`changes.form_of`). `contracts.check` compares with it and writes it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +18,31 @@ from esper_ray.contracts import leyline_pb2
 from esper_ray.errors import EnvironmentFault, WrongSchema
 
 LOCK = Path(__file__).with_name("schema.lock")
-CHANGES = Path(__file__).with_name("CHANGES.md")
+BACKEND = "upb"
+_TAG_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """What was approved.
+
+    Attributes:
+        accepts: digests of earlier schemas, from which only additions led here.
+        form: the schema's lines.
+    """
+
+    digest: str
+    accepts: tuple[str, ...] = ()
+    form: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Lock:
+        first, *lines = text.splitlines() or [""]
+        accepts = tuple(line.removeprefix("accepts ") for line in lines if line.startswith("accepts "))
+        return cls(first.strip(), accepts, tuple(line for line in lines if line and not line.startswith("accepts ")))
+
+    def text(self) -> str:
+        return "\n".join([self.digest, *(f"accepts {digest}" for digest in self.accepts), *self.form]) + "\n"
 
 
 @cache
@@ -26,13 +50,32 @@ def schema_digest() -> str:
     """SHA-256 of the canonical descriptor of leyline.proto."""
     descriptor = descriptor_pb2.FileDescriptorProto()
     leyline_pb2.DESCRIPTOR.CopyToProto(descriptor)
+    return digest_of(descriptor)
+
+
+def digest_of(descriptor: descriptor_pb2.FileDescriptorProto) -> str:
+    """SHA-256 of a canonical descriptor, hexadecimal."""
     return hashlib.sha256(descriptor.SerializeToString(deterministic=True)).hexdigest()
+
+
+def tag_of(digest: str) -> int:
+    """The first 8 bytes of a digest: what each envelope carries."""
+    return int(digest[:_TAG_DIGITS], 16)
 
 
 @cache
 def schema_tag() -> int:
-    """The first 8 bytes of the digest: what each envelope carries."""
-    return int(schema_digest()[:16], 16)
+    """The tag of the schema that this process speaks."""
+    return tag_of(schema_digest())
+
+
+@cache
+def readable_tags() -> frozenset[int]:
+    """Tags of the schemas whose messages this process understands: its own and those that it only added to.
+
+    What waited in a spool, on the bus or in a journal while the system was renewed is still good.
+    """
+    return frozenset({schema_tag(), *map(tag_of, Lock.parse(LOCK.read_text()).accepts)})
 
 
 def check_schema() -> None:
@@ -42,14 +85,14 @@ def check_schema() -> None:
         WrongSchema: the generated code and ``schema.lock`` differ.
         EnvironmentFault: protobuf runs without upb, which is 40 times slower.
     """
-    if LOCK.read_text().strip() != schema_digest():
+    if Lock.parse(LOCK.read_text()).digest != schema_digest():
         raise WrongSchema(
             "The message schema differs from the approved one.",
             why="leyline_pb2.py and schema.lock do not belong together.",
-            remedy="Reinstall esper_ray; after a wanted change run `python -m esper_ray.contracts.schema --approve`.",
+            remedy="Reinstall esper_ray; after a wanted change run `esper contracts check`, then `approve`.",
         )
     backend = api_implementation.Type()
-    if backend != "upb":
+    if backend != BACKEND:
         raise EnvironmentFault(
             f"protobuf uses its {backend} backend.",
             why="Messages would take 40 times their budget.",
@@ -57,23 +100,7 @@ def check_schema() -> None:
         )
 
 
-def check_changes() -> None:
-    """Demand that the schema as it is has its entry in CHANGES.md.
-
-    Raises:
-        WrongSchema: it has none.
-    """
-    if schema_digest()[:12] not in CHANGES.read_text():
-        raise WrongSchema(
-            f"The schema {schema_digest()[:12]} has no entry in CHANGES.md.",
-            why="Each change of the schema says what it is, why, who approved it and what it costs.",
-            remedy="Add the row, then approve again.",
-        )
-
-
-if __name__ == "__main__":
-    check_changes()
-    if "--approve" in sys.argv:
-        LOCK.write_text(schema_digest() + "\n")
+@cache
+def speak() -> None:
+    """`check_schema` once in a process: whoever makes a signer or a verifier passes here, and nobody talks without."""
     check_schema()
-    print(schema_digest())

@@ -1,74 +1,38 @@
 """Who said it: HMAC-SHA-256 over the canonical envelope, two keys valid at a time, nonces accepted once.
 
-Keys come from ``ESPER_KEYS`` (``id:hex,id:hex``, the first signs) or from a file of mode 0600 that is made on
-first use. They appear in no log and no error.
+Whoever makes a `Signer` or a `Verifier` has had the schema and protobuf's backend checked: no process talks without.
 """
 
 from __future__ import annotations
 
 import hmac
-import os
-import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
-from esper_ray.contracts import codec
-from esper_ray.contracts.budgets import COMMAND_FRESH_SECONDS, NONCE_MEMORY_SECONDS
+from esper_ray.contracts import envelope as wire
+from esper_ray.contracts.budgets import COMMAND_FRESH_SECONDS
 from esper_ray.contracts.enums import BusMessageType, MessagePriority
+from esper_ray.contracts.keys import ENVIRONMENT_KEYS, KeyRing, load_keys, rotate_keys
 from esper_ray.contracts.messages import EventEnvelope
-from esper_ray.errors import AuthenticityError, ConfigError
-from esper_ray.reliability import atomic
+from esper_ray.contracts.nonces import NONCE_LIMIT, NonceMemory
+from esper_ray.contracts.refusals import refused
+from esper_ray.contracts.schema import speak
+from esper_ray.errors import AuthenticityError
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 from esper_ray.reliability.ids import new_event_id, new_nonce
 
-ENVIRONMENT_KEYS = "ESPER_KEYS"
-
-
-@dataclass(frozen=True, slots=True)
-class KeyRing:
-    """The keys of one installation; ``keys[0]`` signs, all of them verify."""
-
-    keys: tuple[tuple[str, bytes], ...]
-
-    def __repr__(self) -> str:
-        return f"KeyRing({', '.join(key_id for key_id, _ in self.keys)})"
-
-    def find(self, key_id: str) -> bytes | None:
-        return next((secret for known, secret in self.keys if known == key_id), None)
-
-
-def load_keys(path: Path) -> KeyRing:
-    """The installation's keys: from the environment, else from ``path``, else new ones written there.
-
-    Raises:
-        ConfigError: the environment variable or the file is malformed.
-    """
-    text = os.environ.get(ENVIRONMENT_KEYS)
-    if text is None:
-        if not path.exists():
-            atomic.create_bytes(path, f"k{secrets.token_hex(2)}:{secrets.token_hex(32)}\n".encode(), mode=0o600)
-        text = path.read_text().strip().replace("\n", ",")
-    try:
-        pairs = [item.split(":") for item in text.split(",") if item]
-        keys = tuple((key_id, bytes.fromhex(secret)) for key_id, secret in pairs)
-    except ValueError:
-        keys = ()
-    if not keys or any(len(secret) < 16 for _, secret in keys):
-        raise ConfigError(
-            "The signing keys cannot be read.",
-            why=f"{ENVIRONMENT_KEYS} or {path} is not of the form id:hex,id:hex with at least 16 bytes each.",
-            remedy="Correct it, or remove the file to have a new key made.",
-        )
-    return KeyRing(keys)
+__all__ = ["ENVIRONMENT_KEYS", "KeyRing", "Signer", "Verifier", "load_keys", "rotate_keys"]
 
 
 class Signer:
-    """Wraps payloads into signed envelopes."""
+    """Wraps payloads into signed envelopes.
+
+    Raises:
+        WrongSchema, EnvironmentFault: this process may not talk; see `schema.check_schema`.
+    """
 
     def __init__(self, keys: KeyRing, source: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._key_id, self._secret = keys.keys[0]
-        self._source, self._clock = source, clock
+        speak()
+        self._keys, self._source, self._clock = keys, source, clock
 
     def seal(
         self,
@@ -81,6 +45,7 @@ class Signer:
         ttl_ms: int = 0,
     ) -> bytes:
         """A signed envelope around ``payload``, as bytes."""
+        key_id, secret = self._keys.signing(self._clock.monotonic())
         envelope = EventEnvelope(
             event_id=event_id or new_event_id(),
             type=type,
@@ -90,56 +55,81 @@ class Signer:
             payload_type=payload_type,
             priority=priority,
             ttl_ms=ttl_ms,
-            key_id=self._key_id,
+            key_id=key_id,
             nonce=new_nonce(),
         )
-        return codec.seal_envelope(envelope, lambda data: _sign(self._secret, data))
+        return wire.seal_envelope(envelope, lambda data: _sign(secret, data))
 
 
 class Verifier:
-    """Opens envelopes. `open_direct` also demands freshness and a nonce that was never seen."""
+    """Opens envelopes. `open_direct` also demands freshness and a nonce that was never seen.
 
-    def __init__(self, keys: KeyRing, *, clock: Clock = SYSTEM_CLOCK, seen: Iterable[tuple[bytes, int]] = ()) -> None:
+    Args:
+        seen: nonces that were accepted before this process started, with the time of it in ns.
+
+    Raises:
+        WrongSchema, EnvironmentFault: this process may not talk; see `schema.check_schema`.
+    """
+
+    def __init__(
+        self,
+        keys: KeyRing,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        seen: Iterable[tuple[bytes, int]] = (),
+        nonce_limit: int = NONCE_LIMIT,
+    ) -> None:
+        speak()
         self._keys, self._clock = keys, clock
-        self._nonces: dict[bytes, int] = dict(seen)
+        self._nonces = NonceMemory(seen, limit=nonce_limit)
 
     def open(self, data: bytes) -> EventEnvelope:
-        """Check version, schema, key and signature.
+        """Check version, schema, key and signature: for what came over the bus or lay in a journal.
 
         Raises:
             ContractError: with its ``reason``; an `AuthenticityError` where the signature is at fault.
         """
-        envelope, signed = codec.open_envelope(data)
-        if not envelope.signature:
-            raise AuthenticityError("An unsigned message was refused.", reason="missing_signature")
-        secret = self._keys.find(envelope.key_id)
-        if secret is None:
-            raise AuthenticityError(
-                f"A message signed with the unknown key {envelope.key_id!r} was refused.",
-                remedy="Give all processes the same keys.",
-                reason="unknown_key",
-            )
-        if not hmac.compare_digest(_sign(secret, signed), envelope.signature):
-            raise AuthenticityError("A message with a wrong signature was refused.", reason="invalid_signature")
-        return envelope
+        return self._open(data, same_schema=False)
 
     def open_direct(self, data: bytes) -> EventEnvelope:
-        """As `open`, for commands that travel directly: fresh within 60 s, each nonce once in 5 minutes."""
-        envelope = self.open(data)
+        """As `open`, for what travels directly: of our very schema, fresh within 60 s, each nonce once in 5 minutes."""
+        envelope = self._open(data, same_schema=True)
         now = self._clock.now_ns()
         age = (now - envelope.created_at_ns) / 1e9
         if age > COMMAND_FRESH_SECONDS:
-            raise AuthenticityError(f"A command {age:.0f} s old was refused.", reason="stale")
+            raise _refused("stale", f"A command {age:.0f} s old was refused.")
         if age < -COMMAND_FRESH_SECONDS:
-            raise AuthenticityError(f"A command {-age:.0f} s in the future was refused.", reason="from_the_future")
-        horizon = now - round(NONCE_MEMORY_SECONDS * 1e9)
-        if len(self._nonces) > 4096:
-            self._nonces = {nonce: at for nonce, at in self._nonces.items() if at >= horizon}
-        if self._nonces.get(envelope.nonce, horizon - 1) >= horizon:
-            raise AuthenticityError("A command was refused because its nonce was used before.", reason="nonce_replayed")
-        self._nonces[envelope.nonce] = now
+            raise _refused(
+                "from_the_future",
+                f"A command {-age:.0f} s in the future was refused.",
+                remedy="Set the clocks of these machines.",
+            )
+        reason = self._nonces.admit(envelope.nonce, made_ns=envelope.created_at_ns, now_ns=now)
+        if reason == "stale":
+            raise _refused(reason, "A command was refused because too many newer ones came before it.")
+        if reason:
+            raise _refused(reason, "A command was refused because its nonce was used before.")
+        return envelope
+
+    def _open(self, data: bytes, *, same_schema: bool) -> EventEnvelope:
+        envelope, signed = wire.open_envelope(data, same_schema=same_schema)
+        if not envelope.signature:
+            raise _refused("missing_signature", "An unsigned message was refused.")
+        secret = self._keys.find(envelope.key_id)
+        if secret is None:
+            raise _refused(
+                "unknown_key",
+                f"A message signed with the unknown key {envelope.key_id!r} was refused.",
+                remedy="Give all processes the same keys.",
+            )
+        if not hmac.compare_digest(_sign(secret, signed), envelope.signature):
+            raise _refused("invalid_signature", "A message with a wrong signature was refused.")
         return envelope
 
 
 def _sign(secret: bytes, data: bytes) -> bytes:
     return hmac.digest(secret, data, "sha256")
+
+
+def _refused(reason: str, what: str, *, remedy: str = "") -> AuthenticityError:
+    return refused(AuthenticityError(what, remedy=remedy, reason=reason))

@@ -9,6 +9,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from esper_ray.contracts.budgets import CONTROL_MESSAGE_BYTES
+from esper_ray.contracts.refusals import refused
 from esper_ray.errors import ContractError, MessageTooLarge, WrongVersion
 
 VERSION = 1
@@ -21,12 +22,14 @@ def parse(kind: type[M], data: bytes) -> M:
     try:
         message.ParseFromString(data)
     except (DecodeError, TypeError) as error:
-        raise ContractError(f"{len(data)} bytes are no {kind.DESCRIPTOR.name}.", why=str(error)) from error
+        raise refused(ContractError(f"{len(data)} bytes are no {kind.DESCRIPTOR.name}.", why=str(error))) from error
     version = getattr(message, "version", 0)
     if version != VERSION:
-        raise WrongVersion(
-            f"A {kind.DESCRIPTOR.name} of version {version} was refused.",
-            why=f"This process speaks version {VERSION}.",
+        raise refused(
+            WrongVersion(
+                f"A {kind.DESCRIPTOR.name} of version {version} was refused.",
+                why=f"This process speaks version {VERSION}.",
+            )
         )
     return message
 

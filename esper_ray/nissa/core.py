@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from esper_ray.config import Config
-from esper_ray.contracts import codec
+from esper_ray.contracts import codec, refusals
 from esper_ray.contracts.budgets import BOUNDARY_MS, BOUNDARY_PARTS
 from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.messages import EventEnvelope
@@ -145,6 +145,8 @@ class Nissa:
         self.ingest.tick(now)
         with self.ingest.lock:
             self.metrics.count("nd", value=self.store.state().dropped)
+            for point in refusals.take():
+                self.metrics.apply(point)
         if prune:
             self.store.prune(now - RETENTION_DAYS * _DAY_NS)
 

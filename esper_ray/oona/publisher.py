@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from esper_ray.config import BusConfig
+from esper_ray.contracts import refusals
 from esper_ray.contracts.enums import BusMessageType, CircuitBreakerState, MessagePriority
 from esper_ray.contracts.messages import MetricPoint
 from esper_ray.contracts.signing import Signer
@@ -259,7 +260,7 @@ class BusPublisher:
         if now - self._reported_at < _REPORT_SECONDS or self._breaker.state is not CircuitBreakerState.CLOSED:
             return
         counts = Counter(self._counters)
-        points = list(self._breaker_points)
+        points = [*self._breaker_points, *refusals.take()]
         for name, count in (counts - self._reported).items():
             family, _, reason = name.partition(".")
             if family in _REPORTED:

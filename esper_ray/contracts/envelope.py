@@ -1,0 +1,107 @@
+"""The codec of the envelope around every message: its canonical bytes are what a signature is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from esper_ray.contracts import leyline_pb2 as pb
+from esper_ray.contracts.budgets import ENVELOPE_BYTES
+from esper_ray.contracts.enums import BusMessageType, DeliveryGuarantee, MessagePriority
+from esper_ray.contracts.messages import EventEnvelope
+from esper_ray.contracts.refusals import refused
+from esper_ray.contracts.schema import readable_tags, schema_tag
+from esper_ray.contracts.wire import VERSION, parse, to_enum
+from esper_ray.errors import MessageTooLarge, WrongSchema
+
+
+def encode_envelope(envelope: EventEnvelope) -> bytes:
+    """Canonical bytes (deterministic), which are also what gets signed, with an empty signature."""
+    return _canonical(_wire_envelope(envelope))
+
+
+def seal_envelope(envelope: EventEnvelope, sign: Callable[[bytes], bytes]) -> bytes:
+    """Canonical bytes with the signature that ``sign`` gives for those without it."""
+    wire = _wire_envelope(envelope)
+    wire.ClearField("signature")
+    wire.signature = sign(_canonical(wire))
+    return _canonical(wire)
+
+
+def _canonical(wire: pb.EventEnvelope) -> bytes:
+    data = wire.SerializeToString(deterministic=True)
+    if len(data) > ENVELOPE_BYTES:
+        raise MessageTooLarge(
+            f"An envelope of {len(data)} bytes was refused.",
+            why=f"The bus carries at most {ENVELOPE_BYTES} bytes.",
+            remedy="Send large data by digest through Urza.",
+        )
+    return data
+
+
+def _wire_envelope(envelope: EventEnvelope) -> pb.EventEnvelope:
+    return pb.EventEnvelope(
+        version=VERSION,
+        event_id=envelope.event_id,
+        type=int(envelope.type),  # type: ignore[arg-type]
+        source=envelope.source,
+        created_at_ns=envelope.created_at_ns,
+        deadline_ns=envelope.deadline_ns,
+        ttl_ms=envelope.ttl_ms,
+        payload=envelope.payload,
+        payload_type=envelope.payload_type,
+        priority=int(envelope.priority),  # type: ignore[arg-type]
+        routing_keys=list(envelope.routing_keys),
+        correlation_id=envelope.correlation_id,
+        delivery=int(envelope.delivery),  # type: ignore[arg-type]
+        attempts=envelope.attempts,
+        key_id=envelope.key_id,
+        nonce=envelope.nonce,
+        signature=envelope.signature,
+        schema=schema_tag(),
+    )
+
+
+def decode_envelope(data: bytes) -> EventEnvelope:
+    return open_envelope(data)[0]
+
+
+def open_envelope(data: bytes, *, same_schema: bool = False) -> tuple[EventEnvelope, bytes]:
+    """The envelope, and the bytes that its signature is over.
+
+    Args:
+        same_schema: refuse what was sealed under an earlier schema, even where ours only added to it.
+
+    Raises:
+        ContractError: with its ``reason``: malformed, too_large, wrong_version, wrong_schema.
+    """
+    if len(data) > ENVELOPE_BYTES:
+        raise refused(MessageTooLarge(f"An envelope of {len(data)} bytes was refused."))
+    wire = parse(pb.EventEnvelope, data)
+    if wire.schema != schema_tag() and (same_schema or wire.schema not in readable_tags()):
+        raise refused(
+            WrongSchema(
+                "An envelope of another schema was refused.",
+                why="Its sender runs another version of esper_ray.",
+                remedy="Run the same version everywhere.",
+            )
+        )
+    envelope = EventEnvelope(
+        event_id=wire.event_id,
+        type=to_enum(BusMessageType, wire.type),
+        source=wire.source,
+        created_at_ns=wire.created_at_ns,
+        payload=wire.payload,
+        payload_type=wire.payload_type,
+        priority=to_enum(MessagePriority, wire.priority),
+        deadline_ns=wire.deadline_ns,
+        ttl_ms=wire.ttl_ms,
+        routing_keys=tuple(wire.routing_keys),
+        correlation_id=wire.correlation_id,
+        delivery=to_enum(DeliveryGuarantee, wire.delivery),
+        attempts=wire.attempts,
+        key_id=wire.key_id,
+        nonce=wire.nonce,
+        signature=wire.signature,
+    )
+    wire.ClearField("signature")
+    return envelope, wire.SerializeToString(deterministic=True)
