@@ -34,7 +34,11 @@ __all__ = [
 ]
 
 Offer = Literal["standard", "wide"]
-TASK_KINDS: Mapping[str, SlotKind] = {"resnet-lite": "conv", "transformer-lite": "sequence"}
+TASK_KINDS: Mapping[str, SlotKind] = {
+    "resnet-lite": "conv",
+    "transformer-lite": "sequence",
+    "mlp-lite": "vector",
+}
 _REMEMBERED = 4096
 
 

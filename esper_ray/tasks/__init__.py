@@ -16,12 +16,20 @@ from esper_ray.errors import ConfigError
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.tasks import data, hostgraph, own, slots
 from esper_ray.tasks.data import DataSet
+from esper_ray.tasks.mlp import MLPLite
 from esper_ray.tasks.propose import Proposal, propose
 from esper_ray.tasks.resnet import ResNetLite
 from esper_ray.tasks.slots import check_host
 from esper_ray.tasks.transformer import TransformerLite
 
 __all__ = ["Task", "assemble", "build_task", "proposals"]
+
+
+DATA_OF: Mapping[str, tuple[str, ...]] = {
+    "resnet-lite": ("glyphs", "digits", "cifar10"),
+    "transformer-lite": ("pycode",),
+    "mlp-lite": ("tabular",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +74,26 @@ def assemble(config: RunConfig, dataset: DataSet, device: torch.device) -> Task:
         ConfigError: the data are fewer than a batch.
         HostError: the host is larger than hosts may be.
     """
-    model: ResNetLite | TransformerLite
+    model: ResNetLite | TransformerLite | MLPLite
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "host"))
         if config.task == "transformer-lite":
             model = TransformerLite(classes=dataset.classes, context=config.context, width=4 * config.host_width)
+        elif config.task == "mlp-lite":
+            model = MLPLite(columns=dataset.sample_shape[0], classes=dataset.classes, width=4 * config.host_width)
         else:
             model = ResNetLite(channels=dataset.sample_shape[0], classes=dataset.classes, width=config.host_width)
     return _finish(config, model, dataset, model.slots, device)
 
 
 def _check_pair(config: RunConfig) -> None:
-    sequence = config.dataset == "pycode"
-    if sequence != (config.task == "transformer-lite"):
-        needed = "pycode" if config.task == "transformer-lite" else "glyphs, digits or cifar10"
+    fitting = DATA_OF[config.task]
+    if config.dataset not in fitting:
+        needed = " or ".join(filter(None, (", ".join(fitting[:-1]), fitting[-1])))
         raise ConfigError(
             f"run.task is {config.task}, and run.dataset is {config.dataset}.",
             why=f"{config.task} learns from {needed}.",
-            remedy=f"Set run.dataset={needed.split(',')[0]}, or another task.",
+            remedy=f"Set run.dataset={fitting[0]}, or another task.",
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from esper_ray.config import RunConfig
 from esper_ray.reliability.ids import derive_seed
-from esper_ray.tasks import cifar10, glyphs, pycode
+from esper_ray.tasks import cifar10, glyphs, pycode, tabular
 from esper_ray.tasks.objective import CLASSIFICATION, Objective
 
 CHUNK, CHUNK_BYTES = 500, 2**23
@@ -23,7 +23,8 @@ _GLYPH_MEAN, _GLYPH_DEVIATION = 0.27, 0.21
 class Split:
     """Inputs [N, ...] and targets [N, ...], and what is asked of them.
 
-    Pictures are [N, C, H, W] in float32, normalised, with class labels [N]; sequences are [N, T] numbers of bytes.
+    Pictures are [N, C, H, W] in float32, normalised, with class labels [N]; rows of a table are [N, columns]; sequences
+    are [N, T] numbers of bytes.
     """
 
     inputs: Tensor
@@ -65,6 +66,8 @@ def load(config: RunConfig, folder: Path) -> DataSet:
     """
     if config.dataset == "pycode":
         return DataSet(*_shares(config, lambda name, n: pycode.load_split(name, n, config.context)), pycode.CLASSES)
+    if config.dataset == "tabular":
+        return DataSet(*_shares(config, tabular.load_split), tabular.CLASSES)
     if config.dataset == "cifar10":
         train, validation, test = cifar10.load(Path(config.data_folder), _sizes(config))
         return DataSet(Split(*train), Split(*validation), Split(*test), cifar10.CLASSES)
