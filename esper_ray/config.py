@@ -20,6 +20,8 @@ from esper_ray.contracts.budgets import HOST_PARAMETER_LIMIT
 from esper_ray.errors import ConfigError
 
 TASKS = ("resnet-lite", "transformer-lite", "mlp-lite")
+RENAMED = {"tamiyo.probation_epochs": "seeds.probation_epochs"}
+"""Keys that are not there any more, and which one took their place."""
 _OWN_TASK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -130,7 +132,9 @@ class SeedConfig(Section):
     training_epochs: int = Field(1, ge=1, description="least stay in TRAINING, in epochs")
     blending_epochs: int = Field(1, ge=1, description="epochs over which alpha rises from 0 to 1")
     shadowing_epochs: int = Field(1, ge=1, description="least stay in SHADOWING, in epochs")
-    probation_epochs: int = Field(1, ge=1, description="least stay in PROBATIONARY, in epochs")
+    probation_epochs: int = Field(
+        1, ge=1, description="least stay in PROBATIONARY, in epochs; so long the heuristic watches a seed as well"
+    )
     max_stage_epochs: int = Field(6, ge=1, description="longest stay in any stage before the seed is culled")
     longest_stay: dict[BoundedStage, PositiveInt] = Field(
         default_factory=dict, description="that of single stages where it differs, such as {training: 12}"
@@ -237,7 +241,10 @@ class TamiyoConfig(Section):
     )
     seeds_at_once: int = Field(4, ge=1, le=4, description="how many slots may grow at one boundary")
     parameter_budget: int = Field(150_000, ge=100, description="largest blueprint the heuristic picks")
-    probation_epochs: int = Field(1, ge=1, description="boundaries that a seed is watched on probation")
+    risk: bool = Field(True, description="hold back while the run is at risk, and ask it to go back after damage")
+    on_red: Literal["rollback", "pause"] = Field(
+        "rollback", description="what a run is asked for at RED: to go back to its last calm epoch, or to wait for you"
+    )
     report_window: int = Field(3, ge=1, description="epochs over which a decision's effect is observed")
     period: int = Field(4, ge=1, description="epochs between germinations (periodic control)")
     probability: float = Field(0.2, ge=0, le=1, description="chance of a germination per epoch (random control)")
@@ -260,6 +267,7 @@ class ForgeConfig(Section):
 
 class UrzaConfig(Section):
     cache_mb: int = Field(64, ge=1, description="bound of the in-process artifact cache")
+    shared_mb: int = Field(64, ge=0, description="bound of the artifacts kept in Ray's object store")
 
 
 class BusConfig(Section):
@@ -303,6 +311,12 @@ class SimicConfig(Section):
     rho_bar: float = Field(1.0, gt=0, description="clip of V-trace's rho (IMPALA)")
     c_bar: float = Field(1.0, gt=0, description="clip of V-trace's c (IMPALA)")
     vtrace_lambda: float = Field(1.0, ge=0, le=1, description="lambda of V-trace (IMPALA)")
+    normalise: bool = Field(
+        True, description="give the advantages of a batch mean 0 and deviation 1 (IMPALA; PPO always does)"
+    )
+    reward_scale: float = Field(
+        1.0, gt=0, description="factor on rewards before they are learned from; values should be of order 1"
+    )
     value_weight: float = Field(0.5, ge=0, description="weight of the value loss")
     entropy_weight: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     auxiliary_weight: float = Field(0.1, ge=0, description="weight of a policy's own auxiliary loss, if it has one")
@@ -378,6 +392,30 @@ def build(tree: dict[str, Any]) -> Config:
         raise _explain(error) from None
 
 
+def of_old(tree: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with its keys as they are called today; of two values that became one, the greater."""
+    found = {name: dict(part) if isinstance(part, dict) else part for name, part in tree.items()}
+    for old, new in RENAMED.items():
+        (old_part, old_key), (new_part, new_key) = old.split("."), new.split(".")
+        if old_key in found.get(old_part, {}):
+            value = found[old_part].pop(old_key)
+            target = found.setdefault(new_part, {})
+            target[new_key] = max(value, target.get(new_key, value))
+    return found
+
+
+def changed(tree: dict[str, Any], settings: Sequence[str]) -> Config:
+    """A stored configuration with other settings.
+
+    Raises:
+        ConfigError: a key or value is wrong.
+    """
+    found = of_old(tree)
+    for setting in settings:
+        _apply(found, setting)
+    return build(found)
+
+
 def describe(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     """(key, value, meaning) of every leaf, for ``esper config show``."""
     for name, field in type(section).model_fields.items():
@@ -418,6 +456,8 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
 def _explain(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden" and key in RENAMED:
+        return ConfigError(f"The configuration has no key {key}.", remedy=f"It is called {RENAMED[key]}.")
     if first["type"] == "extra_forbidden":
         known = [name for name, _, _ in describe(Config())] + list(Config.model_fields)
         near = difflib.get_close_matches(key, known, n=1)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esper_ray.errors import RunError
+from esper_ray import config as configuration
+from esper_ray.config import Config
+from esper_ray.errors import ConfigError, RunError
 from esper_ray.reliability import atomic
-from esper_ray.tolaria import profile_files
+from esper_ray.tolaria import forks, profile_files
+from esper_ray.tolaria.forks import Fork
 
+FORKED_SETTINGS = ("tamiyo.", "emergency.", "seeds.approved=")
 CONTROLS = ("host", "final")
 MODEL_CARD = "model.json"
 
@@ -61,6 +66,39 @@ def report(runs: Path, run_id: str) -> Path:
     from esper_ray.nissa.report import write_report
 
     return write_report(find(runs, run_id).path, arms_of(runs, run_id))
+
+
+def fork_at(runs: Path, place: str, decide: Sequence[str], author: str) -> Fork:
+    """The fork that ``RUN@EPOCH`` names; without an epoch it is the last that is kept.
+
+    Raises:
+        RunError: there is no such run, or none of its checkpoints is kept.
+    """
+    run, epoch = forks.parse_place(place)
+    parent = find(runs, run)
+    there = forks.kept(parent.path)
+    if not there:
+        raise RunError(f"{run} has no checkpoint to go on from.", why="It has not finished an epoch.")
+    return Fork(run, there[-1] if epoch is None else epoch, tuple(decide), author)
+
+
+def check_fork(runs: Path, fork: Fork, settings: Sequence[str]) -> Config:
+    """The configuration of a fork: its parent's, with the settings that belong to who decides.
+
+    Raises:
+        EsperError: there is no such run or checkpoint, or a decision or a setting is not possible there.
+    """
+    for setting in settings:
+        if not setting.startswith(FORKED_SETTINGS):
+            raise ConfigError(
+                f"{setting} cannot be set with --fork.",
+                why="The new run keeps its parent's configuration, so that only decisions differ.",
+                remedy=f"Set what begins with {', '.join(FORKED_SETTINGS)}.",
+            )
+    parent = find(runs, fork.parent)
+    config = configuration.changed(parent.manifest["config"], settings)
+    forks.check(parent.path, parent.manifest, fork, config.seeds.approved)
+    return config
 
 
 def export(runs: Path, run_id: str, out: Path | None) -> Path:

@@ -14,14 +14,14 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from esper_ray import build, cluster, runs
 from esper_ray.actors.resources import table
-from esper_ray.config import Config
+from esper_ray.config import Config, of_old
 from esper_ray.contracts import codec
 from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.messages import AdaptationCommand
@@ -29,6 +29,7 @@ from esper_ray.contracts.signing import Signer, load_keys
 from esper_ray.errors import ConfigError, EnvironmentFault, EsperError, RunError
 from esper_ray.oona.address import ENVIRONMENT_URL, resolve_redis
 from esper_ray.reliability import atomic
+from esper_ray.tolaria.forks import Fork
 
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "default": (),
@@ -230,7 +231,21 @@ class Session:
         }
         if resume is not None:
             manifest = runs.find(self.config.runs, resume).manifest
-            spec |= {"config": manifest["config"], "arm": manifest["arm"]}
+            spec |= {"config": of_old(manifest["config"]), "arm": manifest["arm"]}
+        run_id: str = self._call("submit_run", spec)
+        return run_id
+
+    def fork(self, fork: Fork, settings: Sequence[str] = ()) -> str:
+        """Ask for a run that goes on from another one's boundary, with its configuration; returns its id.
+
+        Args:
+            settings: what is to be otherwise: of ``tamiyo`` and ``emergency``, and ``seeds.approved``.
+
+        Raises:
+            EsperError: there is no such run or checkpoint, or a decision or a setting is not possible there.
+        """
+        config = runs.check_fork(self.config.runs, fork, settings)
+        spec = {"request_id": secrets.token_hex(8), "config": actor_tree(config), "fork": fork.as_row()}
         run_id: str = self._call("submit_run", spec)
         return run_id
 

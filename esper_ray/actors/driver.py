@@ -68,6 +68,7 @@ class Driver:
                 "arm": arm.arm,
                 "resume": arm.resume,
                 "reference": arm.reference,
+                "fork": arm.fork,
             }
         )
 

@@ -19,6 +19,7 @@ from esper_ray.actors import crew
 from esper_ray.actors.driver import Driver, as_record
 from esper_ray.actors.resources import ACTORS, table, take_priority
 from esper_ray.config import build
+from esper_ray.contracts.schema import speak
 from esper_ray.errors import EsperError
 from esper_ray.oona.address import resolve_redis
 from esper_ray.oona.server import ManagedRedis
@@ -27,6 +28,7 @@ from esper_ray.reliability.ids import new_run_id
 from esper_ray.reliability.journal import Journal
 from esper_ray.reliability.restarts import Restarts
 from esper_ray.reliability.runqueue import RunQueue
+from esper_ray.tolaria import forks
 
 _TICK_SECONDS = 0.4
 _PING_EVERY_SECONDS = 2.0
@@ -41,6 +43,7 @@ class SupervisorActor:
 
     def __init__(self, config_tree: dict[str, Any]) -> None:
         take_priority("supervisor")
+        speak()
         self._tree, self._config = config_tree, build(config_tree)
         specs = table(self._config)
         self._specs = {spec.name: specs[spec.name] for spec in ACTORS}
@@ -84,22 +87,32 @@ class SupervisorActor:
         """Ask for a run, or for one to be resumed; returns its id once that is on disk.
 
         ``spec`` has ``request_id``, ``config`` (a tree), ``compare`` (train the controls too), and optionally
-        ``arm`` and ``resume`` (the id of a run).
+        ``arm``, ``resume`` (the id of a run) and ``fork`` (a `tolaria.forks.Fork` as a row).
 
         Raises:
             RunError: the run to resume is unknown, active or finished.
+            CheckpointError: what the fork goes on from is not there any more.
         """
         request, resume = spec["request_id"], spec.get("resume")
         if resume and self._queue.knows(resume):
             run_id = self._queue.resume(request, resume)
         elif resume:
             run_id = self._queue.adopt(request, resume, spec["config"], arm=spec.get("arm") or "grown")
+        elif spec.get("fork"):
+            run_id = self._queue.known(request) or self._fork(request, spec)
         else:
             arms = ("grown", "host", "final") if spec.get("compare") else (spec.get("arm") or "grown",)
             run_id = new_run_id(build(spec["config"]).run.label)
             run_id = self._queue.submit(request, run_id, spec["config"], arms=arms)
         self._wake.set()
         return run_id
+
+    def _fork(self, request: str, spec: dict[str, Any]) -> str:
+        """Copy what the new run goes on from, then ask for it: its parent may lose that checkpoint meanwhile."""
+        config = build(spec["config"])
+        run_id = new_run_id(config.run.label)
+        forks.bring(config.runs, forks.Fork.of(spec["fork"]), run_id)
+        return self._queue.submit(request, run_id, spec["config"], arms=("grown",), fork=spec["fork"])
 
     def run_status(self, run_id: str) -> dict[str, Any]:
         """State, place in the queue, arms with their progress, result or error."""

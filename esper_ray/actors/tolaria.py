@@ -18,7 +18,7 @@ import esper_ray
 from esper_ray.actors.clients import ByName, RemoteDecider, until_done
 from esper_ray.actors.resources import take_priority, training_threads
 from esper_ray.actors.surroundings import forge_order, kernels, offered
-from esper_ray.config import Config, build
+from esper_ray.config import Config, build, of_old
 from esper_ray.contracts.signing import load_keys
 from esper_ray.errors import RunError
 from esper_ray.oona.bus import connect_publisher
@@ -59,7 +59,7 @@ class TolariaActor:
         self._progress = {**_IDLE, **named, "state": "preparing"}
         state = "failed"
         try:
-            config = build(request["config"])
+            config = build(of_old(request["config"]))
             torch.set_num_threads(training_threads(config))
             trainer = Trainer(_plan(request, config), self._surroundings(config))
             wanted = forge_order(config, trainer.task.slots)
@@ -129,9 +129,12 @@ class TolariaActor:
 
 def _plan(request: dict[str, Any], config: Config) -> RunRequest:
     """The request; for the arm "final" with the blocks and the FLOPs of the run it is compared with."""
+    from esper_ray.tolaria.forks import Fork
     from esper_ray.tolaria.trainer import Block, RunRequest
 
     common = {"run": request["run_id"], "config": config, "arm": request["arm"], "resume": bool(request.get("resume"))}
+    if request.get("fork"):
+        common["fork"] = Fork.of(request["fork"])
     if request["arm"] != "final":
         return RunRequest(**common)
     file = config.runs / str(request["reference"]) / "result.json"

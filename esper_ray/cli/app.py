@@ -19,6 +19,7 @@ from esper_ray.cli.contracts import app as contracts_app
 from esper_ray.cli.contracts import keys_app
 from esper_ray.cli.forge import forge
 from esper_ray.cli.policy import app as policy_app
+from esper_ray.cli.urza import app as urza_app
 from esper_ray.config import Config
 from esper_ray.errors import ConfigError, RunError
 from esper_ray.simic.job import app as simic_app
@@ -40,6 +41,7 @@ app.add_typer(contracts_app, name="contracts")
 app.add_typer(keys_app, name="keys")
 app.add_typer(blueprints_app, name="blueprints")
 app.add_typer(simic_app, name="simic")
+app.add_typer(urza_app, name="urza")
 console = Console(highlight=False)
 _OF_THE_RUN = ("run", "optimizer", "seeds", "tamiyo", "emergency")
 
@@ -125,6 +127,13 @@ def run(
         typer.Option(help="What to train: a task, or your own function as package.module:function.", metavar="TASK"),
     ] = None,
     resume: Annotated[str | None, typer.Option(help="Continue this run where it ended.", metavar="RUN")] = None,
+    fork: Annotated[
+        str | None, typer.Option(help="A new run that goes on from this boundary of another.", metavar="RUN@EPOCH")
+    ] = None,
+    decide: Annotated[
+        list[str] | None,
+        typer.Option(help="With --fork: what to decide there instead; may be repeated.", metavar="DECISION"),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Train the controls too: the host alone, and the final size from scratch.")
     ] = False,
@@ -149,9 +158,17 @@ def run(
     `esper run --task examples.own_model:build`
 
     `esper run --resume glyphs-3fa9c2`
+
+    `esper run --fork glyphs-3fa9c2@7 --decide "grow stage2 BP009"`
     """
     from esper_ray.cli.running import run_to_end
     from esper_ray.runtime import connect
+
+    if fork is not None:
+        other = fast or compare or live is not None or task is not None or resume is not None
+        raise typer.Exit(_run_fork(config, settings or [], fork, decide or [], other=other))
+    if decide:
+        raise ConfigError("--decide needs --fork.", remedy="In a run that trains, decide with `esper grow`.")
 
     if task is not None:
         settings = [*(settings or []), f"run.task={task}"]
@@ -160,6 +177,23 @@ def run(
         may_resume(loaded, resume, settings or [], flags=fast or compare or live is not None)
     with connect(loaded, say=_say) as session:
         raise typer.Exit(run_to_end(console, session, loaded, compare=compare, resume=resume))
+
+
+def _run_fork(file: Path | None, settings: list[str], place: str, decide: list[str], *, other: bool) -> int:
+    from esper_ray.cli.running import follow_to_end
+    from esper_ray.runs import check_fork, fork_at
+    from esper_ray.runtime import connect
+
+    if other:
+        raise ConfigError(
+            "--fork goes with --decide and --set alone.", why="The new run keeps its parent's configuration."
+        )
+    loaded = _load(file, [setting for setting in settings if setting.startswith(("home=", "ray.", "nissa.", "bus."))])
+    own = [setting for setting in settings if not setting.startswith(("home=", "ray.", "nissa.", "bus."))]
+    fork = fork_at(loaded.runs, place, decide, orders.author())
+    check_fork(loaded.runs, fork, own)
+    with connect(loaded, say=_say) as session:
+        return follow_to_end(console, session, lambda: session.fork(fork, own))
 
 
 def may_resume(config: Config, run_id: str, settings: list[str], *, flags: bool) -> None:
@@ -210,6 +244,22 @@ def slots(
 def runs(config: File = None, settings: Settings = None) -> None:
     """List the runs of this home folder, the newest first."""
     show.runs(console, _load(config, settings).runs)
+
+
+@app.command()
+def compare(
+    run_ids: Annotated[list[str], typer.Argument(help="Two runs or more.", metavar="RUN RUN ...")],
+    out: Annotated[Path | None, typer.Option(help="Where the picture goes.", metavar="FILE.png")] = None,
+    config: File = None,
+    settings: Settings = None,
+) -> None:
+    """Show runs side by side: figures, what was decided otherwise, and a picture of their curves.
+
+    Example: `esper compare glyphs-3fa9c2 glyphs-77b0e1`
+    """
+    from esper_ray.cli import comparing
+
+    comparing.compare(console, _load(config, settings).runs, run_ids, out)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from esper_ray.cli import show
 from esper_ray.config import Config
 from esper_ray.errors import EsperError
+from esper_ray.runs import read_json
 from esper_ray.runtime import Session, raise_failure
 
 INTERRUPTED = 130
@@ -30,10 +31,19 @@ def run_to_end(
     Raises:
         EsperError: the system does not come up, or the run fails.
     """
+    return follow_to_end(console, session, lambda: session.submit(config, compare=compare, resume=resume))
+
+
+def follow_to_end(console: Console, session: Session, submit: Callable[[], str]) -> int:
+    """Bring the system up, ask for a run, follow it, sum up; returns the exit code.
+
+    Raises:
+        EsperError: the system does not come up, or the run fails.
+    """
     with console.status("starting the actors"):
         system = session.up()
     show.addresses(console, session, system)
-    run_id = session.submit(config, compare=compare, resume=resume)
+    run_id = submit()
     console.print(f"run [bold]{run_id}[/bold]")
     status, left = follow(console, session, run_id)
     if left:
@@ -97,6 +107,9 @@ def conclude(console: Console, session: Session, status: Status) -> None:
     console.print(f"folder  {session.config.runs / run_id}", soft_wrap=True)
     if status["state"] == "finished":
         console.print(f"model   esper export {run_id} --out FOLDER")
+    parent = (read_json(session.config.runs / run_id / "manifest.json").get("fork") or {}).get("parent")
+    if parent:
+        console.print(f"compare esper compare {parent} {run_id}")
 
 
 class LineView:

@@ -24,7 +24,7 @@ ARM_NAMES = {"grown": "grown", "host": "host alone", "final": "final size"}
 def system(console: Console, session: Session, status: dict[str, Any]) -> None:
     """Addresses, actors and runs."""
     addresses(console, session, status)
-    table = _table("actor", "state", "process", "restarts", "")
+    table = made_table("actor", "state", "process", "restarts", "")
     for name, actor in status["actors"].items():
         state = f"[{_STATE_STYLE.get(actor['state'], '')}]{actor['state']}[/]"
         table.add_row(name, state, str(actor["pid"] or ""), str(actor["restarts"] or ""), actor["error"])
@@ -58,12 +58,12 @@ def runs(console: Console, folder: Path) -> None:
     if not found:
         console.print(f"There are no runs in {folder} yet. Start one with: esper run --fast")
         return
-    table = _table("run", "arm", "state", "epochs", "test", "parameters", "seeds", "started")
+    table = made_table("run", "arm", "state", "epochs", "test", "parameters", "seeds", "started")
     for run in found:
         result = run.result
         table.add_row(
             run.run_id,
-            str(run.manifest.get("arm", "")),
+            origin(run.manifest),
             str(result.get("status", "open")),
             str(result.get("epochs", "")),
             percent(result.get("test_accuracy")),
@@ -74,9 +74,16 @@ def runs(console: Console, folder: Path) -> None:
     console.print(table)
 
 
+def origin(manifest: dict[str, Any]) -> str:
+    """The arm, and for a fork where it comes from."""
+    fork = manifest.get("fork")
+    place = f", from {fork['parent']}@{fork['epoch']}" if fork else ""
+    return f"{manifest.get('arm', '')}{place}"
+
+
 def comparison(console: Console, results: Sequence[dict[str, Any]]) -> None:
     """One row for each arm that is over; whatever it says."""
-    table = _table("arm", "test accuracy", "parameters", "compute", "time", "seeds grown / culled")
+    table = made_table("arm", "test accuracy", "parameters", "compute", "time", "seeds grown / culled")
     for result in results:
         table.add_row(
             ARM_NAMES.get(str(result.get("arm")), str(result.get("arm"))),
@@ -91,7 +98,7 @@ def comparison(console: Console, results: Sequence[dict[str, Any]]) -> None:
 
 def settings(console: Console, config: Config) -> None:
     """Every key, its value, its meaning."""
-    table = _table("key", "value", "meaning")
+    table = made_table("key", "value", "meaning")
     for key, value, meaning in describe(config):
         table.add_row(key, str(value) if value != "" else "[dim](empty)[/dim]", meaning)
     console.print(table)
@@ -99,7 +106,7 @@ def settings(console: Console, config: Config) -> None:
 
 def findings(console: Console, found: Sequence[Finding]) -> None:
     """What the doctor saw."""
-    table = _table("", "what", "found", "remedy")
+    table = made_table("", "what", "found", "remedy")
     for finding in found:
         verdict = f"[{_VERDICT_STYLE[finding.verdict]}]{finding.verdict}[/]"
         table.add_row(verdict, finding.what, finding.found, finding.remedy)
@@ -118,7 +125,7 @@ def _seeds(result: dict[str, Any]) -> str:
     return f"{result.get('fossilized', 0)} / {result.get('culled', 0)}" if result.get("arm") == "grown" else ""
 
 
-def _table(*columns: str) -> Table:
+def made_table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == "run")

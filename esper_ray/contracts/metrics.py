@@ -126,6 +126,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("se", "esper_simic_entropy", "gauge", "nats", "mean entropy of the policy", "simic"),
     Metric("sg", "esper_simic_policy_lag", "gauge", "1", "how many versions behind the acting weights were", "simic"),
     Metric("sd", "esper_simic_dropped_steps", "gauge", "1", "steps too stale to learn from", "simic"),
+    Metric("rk", "esper_risk_level", "gauge", "1", "1 green, 2 yellow, 3 orange, 4 red, 5 critical", "tamiyo"),
     Metric("pr", "esper_policy_refused_total", "counter", "1", "policies refused", "tamiyo", ("reason",)),
     Metric("pv", "esper_policy_validations_total", "counter", "1", "validations done", "simic", ("verdict",)),
     # Oona: the bus

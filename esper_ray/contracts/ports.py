@@ -68,6 +68,7 @@ class KernelSpec:
 class Kernel:
     """A ready artifact: weights as safetensors bytes, and what the forge found out about the block.
 
+    ``weights`` are ``bytes``, or a read-only ``memoryview`` where they lie in memory that processes share.
     ``metadata`` has at least: ``parameters_count``, ``flops_forward`` and ``flops_backward`` per sample,
     ``strategy`` ("eager" or "compiled"), ``eager_ms``, ``compiled_ms`` (None where not measured), ``torch``.
     """
@@ -75,7 +76,7 @@ class Kernel:
     spec: KernelSpec
     digest: str
     metadata: Mapping[str, Any]
-    weights: bytes
+    weights: bytes | memoryview
 
 
 class Answer(Protocol[T]):
@@ -150,7 +151,11 @@ class RunOpening:
     """What a decider is told when a run starts or resumes: states of epochs after ``epoch`` are forgotten.
 
     ``max_flops`` and ``host_flops`` are of one sample's forward pass; without a limit both may be 0.
+    ``probation_epochs`` is the least stay of a seed on probation. With ``lockstep`` nothing that a clock or the machine
+    says decides anything.
     ``settings`` is the run's own ``tamiyo`` section: the decider's process may have been started with another one.
+    ``parent`` is the run that this one was forked from, empty for one that began by itself; with the opening that begins
+    it comes what a person decided there, as commands in hexadecimal: ``ordered``.
     """
 
     run: str
@@ -167,6 +172,10 @@ class RunOpening:
     graph: HostGraph | None = None
     max_flops: float = 0.0
     host_flops: float = 0.0
+    probation_epochs: int = 1
+    lockstep: bool = False
+    parent: str = ""
+    ordered: tuple[str, ...] = ()
 
 
 class Decider(Protocol):

@@ -16,6 +16,7 @@ The kinds of events that Nissa understands, and the attributes each has (all of 
 | ``checkpoint.lost`` | branch, step, reason |
 | ``rate.outside`` | seed, step, found, expected, times |
 | ``backend`` | name, value |
+| ``risk`` | level, before, signal, score, why |
 | ``policy.refused`` | policy, reason |
 | ``policy.validated`` | policy, verdict, difference, low, high |
 | ``school`` | run, algo, env, steps, of, state |
@@ -49,6 +50,7 @@ EVENT_KINDS = (
     "rollback",
     "checkpoint.lost",
     "backend",
+    "risk",
     "policy.refused",
     "policy.validated",
     "school",

@@ -5,7 +5,8 @@ A germination that would go beyond a limit is refused by G0, which names the lim
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from esper_ray.contracts.enums import BlueprintTier
@@ -33,12 +34,20 @@ class Limits:
     def wanted(self) -> bool:
         return self.flops > 0.0 or self.step_ms > 0.0
 
-    def refusal(self, seeds: Iterable[Seed], added: int) -> str:
-        """Why a block of ``added`` forward FLOPs per sample may not join ``seeds``; empty where it may.
+    def room(self, seeds: Iterable[Seed]) -> float:
+        """Forward FLOPs of a sample that may still be added, by whichever limit is nearer; infinite without one.
 
-        The time of a step with the block is today's, grown in proportion to the forward pass.
+        The time of a step with a block is today's, grown in proportion to the forward pass.
         """
-        if not self.wanted:
+        now = self.host_flops + sum(flops_of(seed) for seed in seeds)
+        by_flops = self.flops - now if self.flops > 0.0 else math.inf
+        timed = self.step_ms > 0.0 and self.measured_step_ms > 0.0
+        by_time = max(now, 1.0) * self.step_ms / self.measured_step_ms - now if timed else math.inf
+        return min(by_flops, by_time)
+
+    def refusal(self, seeds: Sequence[Seed], added: int) -> str:
+        """Why a block of ``added`` forward FLOPs per sample may not join ``seeds``; empty where it may."""
+        if not self.wanted or added <= self.room(seeds):
             return ""
         now = self.host_flops + sum(flops_of(seed) for seed in seeds)
         if 0.0 < self.flops < now + added:
@@ -47,12 +56,10 @@ class Limits:
                 "run.max_flops"
             )
         then = self.measured_step_ms * (now + added) / max(now, 1.0)
-        if 0.0 < self.step_ms < then:
-            return (
-                f"a step takes {self.measured_step_ms:.1f} ms and would take about {then:.1f}, more than the "
-                f"{self.step_ms:g} of run.max_step_ms"
-            )
-        return ""
+        return (
+            f"a step takes {self.measured_step_ms:.1f} ms and would take about {then:.1f}, more than the "
+            f"{self.step_ms:g} of run.max_step_ms"
+        )
 
 
 def flops_of(seed: Seed) -> int:

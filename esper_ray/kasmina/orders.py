@@ -44,39 +44,78 @@ def carry_out(garden: Garden, command: AdaptationCommand) -> str:
     return reason
 
 
-def _carry_out(garden: Garden, command: AdaptationCommand) -> str:
+def refusal(garden: Garden, command: AdaptationCommand) -> str:
+    """Why this command would be refused as things stand, or an empty text; nothing is changed or told."""
+    reason = _impossible(garden, command)
+    directive = command.seed_directive
+    if reason or directive is None or directive.operation is not SeedOperation.GERMINATE:
+        return reason
+    spec, verdict = _sanity(garden, garden.slots[command.slot], directive, _mode(garden, directive))
+    return verdict.reason if spec is None else ""
+
+
+def take_back(garden: Garden) -> list[int]:
+    """Undo the germinations of the boundary that has just been; returns their slots.
+
+    Nothing of them is grafted yet. They leave no trace: their numbers are free again, and nobody is told.
+    """
+    slots = [slot for slot in garden.slots if slot.stage is Stage.GERMINATED]
+    found = [slot for slot in slots if slot.seed is not None and slot.seed.born_epoch == garden.epoch]
+    for slot in found:
+        assert slot.seed is not None
+        garden.births.forget(slot.seed)
+        slot.seed, slot.stage = None, Stage.DORMANT
+    garden.next_number -= len(found)
+    return [slot.info.index for slot in found]
+
+
+def _impossible(garden: Garden, command: AdaptationCommand) -> str:
+    """Why the lifecycle does not allow the command now; the gates are not asked."""
     directive = command.seed_directive
     if directive is None or not 0 <= command.slot < len(garden.slots):
         return "it names no operation or no slot of this model"
-    slot, operation, author = garden.slots[command.slot], directive.operation, f"ordered by {command.issued_by}"
+    slot, operation = garden.slots[command.slot], directive.operation
     if command.seed and (slot.seed is None or slot.seed.number != command.seed):
         return f"there is no seed {command.seed} in that slot"
     if operation is SeedOperation.STABILIZE and slot.stage in HOLDABLE:
+        return ""
+    to = LIFE[slot.stage].orders.get(operation)
+    if to is None:
+        taken = f", with {slot.seed.spec.blueprint} in it" if slot.seed is not None else ""
+        return f"{operation.name} is not possible while the slot is {slot.stage.name}{taken}"
+    stay, least = garden.stay(slot), least_stay(slot.stage, garden.config)
+    if to not in (Stage.GERMINATED, Stage.CULLED) and stay < least:
+        return f"the seed has been in {slot.stage.name} for {stay} of at least {least} epochs"
+    return ""
+
+
+def _carry_out(garden: Garden, command: AdaptationCommand) -> str:
+    reason = _impossible(garden, command)
+    directive = command.seed_directive
+    if reason or directive is None:
+        return reason
+    slot, operation, author = garden.slots[command.slot], directive.operation, f"ordered by {command.issued_by}"
+    if operation is SeedOperation.STABILIZE:
         assert slot.seed is not None
         slot.seed.held_until = garden.epoch + 1
         garden.note("hold", seed=slot.seed.number, slot=slot.info.index, until=garden.epoch, reason=author)
         return ""
-    to = LIFE[slot.stage].orders.get(operation)
-    if to is None:
-        return f"{operation.name} is not possible while the slot is {slot.stage.name}"
+    to = LIFE[slot.stage].orders[operation]
     if to is Stage.GERMINATED:
         return _germinate(garden, slot, command, directive)
     if to is Stage.CULLED:
         garden.cull(slot, author)
         return ""
-    stay, least = garden.stay(slot), least_stay(slot.stage, garden.config)
-    if stay < least:
-        return f"the seed has been in {slot.stage.name} for {stay} of at least {least} epochs"
     verdict = advance.try_stage(garden, slot, to, first_epoch=garden.epoch, reason=author)
     return "" if verdict.passed else f"{to.name} was refused by its gate: {verdict.reason}"
 
 
 def _germinate(garden: Garden, slot: Slot, command: AdaptationCommand, directive: SeedDirective) -> str:
-    spec, verdict = _sanity(garden, slot, directive)
+    mode = _mode(garden, directive)
+    spec, verdict = _sanity(garden, slot, directive, mode)
     garden.note_gate(Gate.G0_SANITY, verdict, 0, slot.info.index, Stage.DORMANT, Stage.GERMINATED)
     if spec is None:
         return verdict.reason
-    mode = directive.blend_mode
     slot.seed = Seed(
         number=garden.next_number,
         slot=slot.info.index,
@@ -85,7 +124,7 @@ def _germinate(garden: Garden, slot: Slot, command: AdaptationCommand, directive
         born_epoch=garden.epoch,
         stage_epoch=garden.epoch,
         command_id=command.command_id,
-        mode=MODES[garden.config.blend_mode] if mode is BlendMode.UNKNOWN else mode,
+        mode=mode,
         schedule=directive.blend_schedule or garden.config.blend_schedule,
     )
     garden.next_number += 1
@@ -95,7 +134,11 @@ def _germinate(garden: Garden, slot: Slot, command: AdaptationCommand, directive
     return ""
 
 
-def _sanity(garden: Garden, slot: Slot, directive: SeedDirective) -> tuple[KernelSpec | None, Verdict]:
+def _mode(garden: Garden, directive: SeedDirective) -> BlendMode:
+    return MODES[garden.config.blend_mode] if directive.blend_mode is BlendMode.UNKNOWN else directive.blend_mode
+
+
+def _sanity(garden: Garden, slot: Slot, directive: SeedDirective, mode: BlendMode) -> tuple[KernelSpec | None, Verdict]:
     """G0 on the order: blueprint approved and fitting, within the parameter limit, ramp known, memory there."""
     try:
         blueprint = CATALOG.get(blueprint_name(directive.blueprint), approved=garden.config.approved)
@@ -107,6 +150,8 @@ def _sanity(garden: Garden, slot: Slot, directive: SeedDirective) -> tuple[Kerne
     reason = ""
     if directive.blend_schedule and directive.blend_schedule not in SCHEDULES:
         reason = f"there is no blend schedule {directive.blend_schedule}, only {', '.join(SCHEDULES)}"
+    elif mode is BlendMode.CONFIDENCE and garden.isolated.blind:
+        reason = "blend mode confidence asks the model before each pass, and compiled code cannot be asked"
     elif total > garden.max_parameters:
         reason = f"the model would have {total} parameters, more than the {garden.max_parameters} of run.max_parameters"
     elif limit := garden.limits.refusal(garden.seeds, blueprint.flops(slot.info.signature, directive.parameters)):

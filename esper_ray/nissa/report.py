@@ -74,6 +74,9 @@ def _about(run: ArmRun) -> str:
     settings = run.manifest.get("config", {}).get("run", {})
     parts = [f"{settings.get('task', '')} on {settings.get('dataset', '')}", f"seed {settings.get('seed', '')}"]
     parts += [f"{len(run.rows)} epochs", f"{settings.get('mode', '')}", f"started {run.manifest.get('started_at', '')}"]
+    fork = run.manifest.get("fork")
+    if fork:
+        parts.append(f"goes on from epoch {fork['epoch']} of {fork['parent']}")
     return " · ".join(parts)
 
 
@@ -181,14 +184,18 @@ def _decisions(run: ArmRun) -> str:
             quiet.append(int(event["epoch"]))
             continue
         flush()
-        deeds = ", ".join(
-            f"{c['operation'].lower().replace('_', ' ')} {c['blueprint']} in {slots.get(c['slot'], c['slot'])}"
-            for c in acts
-        )
+        deeds = ", ".join(_deed(command, slots) for command in acts)
+        deeds += f" ({event['controller']})" if deeds and event.get("controller") else ""
         what = deeds or ("too late: no change" if event.get("missed") else "no change")
         items.append(_item(f"epoch {event['epoch']}", what, why, refused, strong=True))
     flush()
     return f'<ul class="list tall">{"".join(items)}</ul>' if items else '<p class="empty">No decision was made.</p>'
+
+
+def _deed(command: Mapping[str, Any], slots: Mapping[int, str]) -> str:
+    """``germinate BP009 in stage1``; what concerns the whole run names no slot."""
+    place = f"in {slots.get(command['slot'], command['slot'])}" if command["slot"] != "" else ""
+    return " ".join(filter(None, (command["operation"].lower().replace("_", " "), command["blueprint"], place)))
 
 
 def _incidents(run: ArmRun) -> str:

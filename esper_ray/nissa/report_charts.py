@@ -26,7 +26,7 @@ _STYLE = Path(__file__).parent / "web" / "page.css"
 _ARM_COLOURS = {"grown": "accent", "host": "second", "final": "quiet"}
 _LABELLED_WIDTH = 0.09
 _LIVES = "the seeds' lives: number · blueprint · slot"
-_RC: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9.0, "axes.linewidth": 0.8, "font.family": "DejaVu Sans"}
+RC: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9.0, "axes.linewidth": 0.8, "font.family": "DejaVu Sans"}
 
 
 def light_palette() -> dict[str, str]:
@@ -38,13 +38,13 @@ def light_palette() -> dict[str, str]:
 def svg(draw: Draw, *, width: float, height: float, name: str) -> str:
     """A chart as inline SVG: each colour is a variable of the page, so that it follows light and dark."""
     stand_ins = {key: f"#0f{number:04x}" for number, key in enumerate(light_palette())}
-    with matplotlib.rc_context(_RC | {"svg.hashsalt": name}):
+    with matplotlib.rc_context(RC | {"svg.hashsalt": name}):
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.patch.set_alpha(0.0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0.0)
         draw(axes, stand_ins)
-        _plain(axes, stand_ins)
+        plain(axes, stand_ins)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
@@ -58,7 +58,7 @@ def png(run: ArmRun, others: Sequence[ArmRun], seeds: Sequence[Life], title: str
     """All charts on one sheet."""
     palette = light_palette()
     arms = [run, *others]
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         figure = Figure(figsize=(14, 10), layout="constrained", facecolor=palette["card"])
         grid = figure.add_gridspec(3, 6, height_ratios=[1.25, 0.5 + 0.17 * max(len(seeds), 2), 0.9])
         figure.suptitle(fill(title, 130), x=0.01, ha="left", fontsize=13, color=palette["ink"])
@@ -73,7 +73,7 @@ def png(run: ArmRun, others: Sequence[ArmRun], seeds: Sequence[Life], title: str
             axes = figure.add_subplot(place)
             axes.set_facecolor(palette["card"])
             draw(axes, palette)
-            _plain(axes, palette)
+            plain(axes, palette)
             axes.set_title(heading, loc="left", fontsize=10, color=palette["ink"])
             if heading == _LIVES:
                 _stage_key(axes, palette, seeds)
@@ -91,7 +91,7 @@ def accuracy(arms: Sequence[ArmRun], seeds: Sequence[Life]) -> Draw:
         epochs, values = grown.series("epoch"), [100 * value for value in grown.series("validation_accuracy")]
         for at, group in _grafts(seeds).items():
             axes.axvline(at, color=palette["blending"], linewidth=1.0, linestyle=(0, (3, 3)), zorder=1)
-            axes.plot([at], [_at(epochs, values, at)], "o", color=palette["blending"], markersize=6, zorder=5)
+            axes.plot([at], [value_at(epochs, values, at)], "o", color=palette["blending"], markersize=6, zorder=5)
             axes.annotate(
                 f"graft {', '.join(str(life.seed) for life in group)}",
                 (at, 0.02),
@@ -245,7 +245,7 @@ def _grafts(seeds: Sequence[Life]) -> dict[float, list[Life]]:
     return found
 
 
-def _at(x: Sequence[float], y: Sequence[float], at: float) -> float:
+def value_at(x: Sequence[float], y: Sequence[float], at: float) -> float:
     """Linear interpolation, flat beyond the ends."""
     pairs = list(zip(x, y, strict=True))
     for (x0, y0), (x1, y1) in pairwise(pairs):
@@ -273,7 +273,7 @@ def _stage_key(axes: Axes, palette: Palette, seeds: Sequence[Life]) -> None:
     )
 
 
-def _plain(axes: Axes, palette: Palette) -> None:
+def plain(axes: Axes, palette: Palette) -> None:
     """No box, quiet ticks, a light grid."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

@@ -24,7 +24,7 @@ _LOSSES_WITHOUT_PROGRESS = 3
 
 @dataclass(slots=True)
 class Arm:
-    """One training run; ``losses`` counts deaths of its process since the epoch last moved."""
+    """One training run; ``losses`` counts deaths of its process since the epoch last moved, ``fork`` is its origin."""
 
     run_id: str
     arm: str
@@ -36,6 +36,7 @@ class Arm:
     epoch: int = -1
     result: dict[str, Any] | None = None
     error: dict[str, str] | None = None
+    fork: dict[str, Any] | None = None
 
     @property
     def over(self) -> bool:
@@ -84,7 +85,15 @@ class RunQueue:
         for entry in journal.read(_STREAM):
             self._apply(json.loads(entry.payload))
 
-    def submit(self, request_id: str, run_id: str, config: dict[str, Any], *, arms: tuple[str, ...]) -> str:
+    def submit(
+        self,
+        request_id: str,
+        run_id: str,
+        config: dict[str, Any],
+        *,
+        arms: tuple[str, ...],
+        fork: dict[str, Any] | None = None,
+    ) -> str:
         """Ask for a run. The same request twice gives the first one's run id.
 
         Raises:
@@ -101,9 +110,15 @@ class RunQueue:
             planned = []
             for arm in arms:
                 own = run_id if arm == arms[0] else f"{run_id}-{arm}"
-                planned.append({"run_id": own, "arm": arm, "reference": run_id if arm == "final" else None})
+                reference = run_id if arm == "final" else None
+                planned.append({"run_id": own, "arm": arm, "reference": reference, "fork": fork})
             self._record({"kind": "submit", "request": request_id, "run": run_id, "config": config, "arms": planned})
             return run_id
+
+    def known(self, request_id: str) -> str | None:
+        """The run that was asked for by this request, if it was."""
+        with self._lock:
+            return self._requests.get(request_id)
 
     def adopt(self, request_id: str, run_id: str, config: dict[str, Any], *, arm: str) -> str:
         """Resume a run that this journal does not know, from its folder."""

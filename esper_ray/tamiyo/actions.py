@@ -7,6 +7,7 @@ has choice 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from esper_ray.contracts.budgets import MAX_COMMANDS_PER_BOUNDARY
+from esper_ray.contracts.enums import RiskLevel, SeedOperation
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
-from esper_ray.contracts.enums import SeedOperation
 from esper_ray.tamiyo.view import Proposal, RunView
 
 OPERATIONS: tuple[SeedOperation, ...] = (
@@ -88,26 +89,38 @@ def blueprints_of(view: RunView) -> tuple[int, ...]:
 def masks(view: RunView, pending: Sequence[Proposal], *, slots: int, blueprints: int) -> Masks:
     """What may be chosen after ``pending`` of this boundary, padded to ``slots`` and ``blueprints``.
 
-    A germination is legal in a dormant slot for a blueprint that keeps the model within its parameter limit, but not
-    while the run is conservative after damage; a seed under way may be culled, one on probation fossilised. Nothing may
-    happen to one slot twice at one boundary.
+    A germination is legal in a dormant slot for a blueprint that keeps the model within its limits of parameters and of
+    computation, but not while the run is conservative after damage; a seed under way may be culled, one that was long
+    enough on probation fossilised. Nothing may happen to one slot twice at one boundary. How much the run's risk leaves
+    of that is in `risk`.
     """
     taken = {proposal.slot for proposal in pending}
     legal_slot = np.zeros((len(OPERATIONS), slots), np.int8)
     legal_blueprint = np.zeros((slots, blueprints), np.int8)
-    if len(pending) < MAX_COMMANDS_PER_BOUNDARY:
-        fits = sizes(view, slots, blueprints) <= room(view, pending)
+    if len(pending) < MAX_COMMANDS_PER_BOUNDARY and view.risk.level < RiskLevel.RED:
+        fits, grows = fitting(view, pending, slots, blueprints), _may_grow(view, pending)
         for slot in view.dormant_slots():
-            if slot.index not in taken and not view.conservative:
+            if slot.index not in taken and grows:
                 legal_blueprint[slot.index] = fits[slot.index]
         legal_slot[GERMINATE] = legal_blueprint.any(axis=1)
         for seed in view.seeds():
             if seed.slot not in taken and seed.seed:
                 legal_slot[CULL, seed.slot] = seed.stage in _CULLABLE
-                legal_slot[FOSSILIZE, seed.slot] = seed.stage is Stage.PROBATIONARY
+                legal_slot[FOSSILIZE, seed.slot] = seed.stage is Stage.PROBATIONARY and view.watched(seed)
     legal_operation: Mask = np.asarray(legal_slot.any(axis=1), np.int8)
     legal_operation[NO_OP] = 1
     return Masks(legal_operation, legal_slot, legal_blueprint)
+
+
+def _may_grow(view: RunView, pending: Sequence[Proposal]) -> bool:
+    """Whether the run's state leaves room for one germination more at this boundary."""
+    if view.conservative or view.risk.level >= RiskLevel.ORANGE:
+        return False
+    return view.risk.level < RiskLevel.YELLOW or not _germinations(pending)
+
+
+def _germinations(pending: Sequence[Proposal]) -> list[Proposal]:
+    return [each for each in pending if each.operation is SeedOperation.GERMINATE]
 
 
 def room(view: RunView, pending: Sequence[Proposal]) -> int:
@@ -115,20 +128,37 @@ def room(view: RunView, pending: Sequence[Proposal]) -> int:
     known: dict[tuple[int, int], int] | None = view.memo.get("parameters")
     if known is None:
         known = view.memo["parameters"] = {(each.slot, each.blueprint): each.parameters for each in view.offers()}
-    asked = sum(known.get((each.slot, each.blueprint), 0) for each in pending)
+    asked = sum(known.get((each.slot, each.blueprint), 0) for each in _germinations(pending))
     return view.opening.max_parameters - view.parameters() - asked
 
 
-def sizes(view: RunView, slots: int, blueprints: int) -> npt.NDArray[np.float64]:
-    """Parameters of each blueprint in each slot, infinite where Karn does not offer it: [slots, blueprints]."""
-    key = ("sizes", slots, blueprints)
+def fitting(view: RunView, pending: Sequence[Proposal], slots: int, blueprints: int) -> npt.NDArray[np.bool_]:
+    """Which blueprints keep the model within the user's limits, after ``pending``: [slots, blueprints]."""
+    parameters, flops = costs(view, slots, blueprints)
+    found: npt.NDArray[np.bool_] = parameters <= room(view, pending)
+    work = view.work_left()
+    if not math.isfinite(work):
+        return found
+    place = {number: index for index, number in enumerate(blueprints_of(view))}
+    asked = sum(float(flops[each.slot, place[each.blueprint]]) for each in _germinations(pending))
+    limited: npt.NDArray[np.bool_] = found & (flops <= work - asked)
+    return limited
+
+
+def costs(view: RunView, slots: int, blueprints: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Parameters and forward FLOPs of each blueprint in each slot, infinite where Karn does not offer it.
+
+    Both are [slots, blueprints].
+    """
+    key = ("costs", slots, blueprints)
     if key not in view.memo:
         place = {number: index for index, number in enumerate(blueprints_of(view))}
-        table = np.full((slots, blueprints), np.inf)
+        parameters, flops = np.full((slots, blueprints), np.inf), np.full((slots, blueprints), np.inf)
         for each in view.offers():
-            table[each.slot, place[each.blueprint]] = each.parameters
-        view.memo[key] = table
-    found: npt.NDArray[np.float64] = view.memo[key]
+            parameters[each.slot, place[each.blueprint]] = each.parameters
+            flops[each.slot, place[each.blueprint]] = each.flops
+        view.memo[key] = parameters, flops
+    found: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] = view.memo[key]
     return found
 
 

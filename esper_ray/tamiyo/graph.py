@@ -285,8 +285,7 @@ def _blueprints(view: RunView, pending: Sequence[Proposal], fixed: Floats) -> Fl
 
 def _candidates(view: RunView, pending: Sequence[Proposal], fixed: Observation, layout: Layout) -> Floats:
     table: Floats = fixed["candidates"].copy()
-    sizes = actions.sizes(view, layout.slots, layout.blueprints)
-    table[..., -1] = sizes <= actions.room(view, pending)
+    table[..., -1] = actions.fitting(view, pending, layout.slots, layout.blueprints)
     return table
 
 

@@ -60,13 +60,13 @@ def strongest(candidates: Sequence[Candidate], budget: int) -> Candidate | None:
 
 def heuristic(view: RunView, config: TamiyoConfig) -> list[Proposal]:
     """Cull what harms, fossilise what helps, grow where the host has flattened out."""
-    proposals = [proposal for seed in view.seeds() if (proposal := _keep_or_cull(view, seed, config))]
+    proposals = [proposal for seed in view.seeds() if (proposal := _keep_or_cull(view, seed))]
     return proposals + _grow(view, config, config.seeds_at_once - len(proposals))
 
 
-def _keep_or_cull(view: RunView, seed: SeedState, config: TamiyoConfig) -> Proposal | None:
+def _keep_or_cull(view: RunView, seed: SeedState) -> Proposal | None:
     gain, error = seed.metrics.get("g"), seed.metrics.get("ge")
-    if seed.stage is not Stage.PROBATIONARY or gain is None or error is None or not _watched_enough(view, seed, config):
+    if seed.stage is not Stage.PROBATIONARY or gain is None or error is None or not view.watched(seed):
         return None
     if gain > error:
         why = f"gain {gain:.4f} > its error {error:.4f}"
@@ -75,14 +75,6 @@ def _keep_or_cull(view: RunView, seed: SeedState, config: TamiyoConfig) -> Propo
         why = f"gain {gain:.4f} < minus its error {error:.4f}"
         return Proposal(SeedOperation.CULL, seed.slot, why, seed.seed, seed.blueprint)
     return None
-
-
-def _watched_enough(view: RunView, seed: SeedState, config: TamiyoConfig) -> bool:
-    """Whether the seed spent the configured number of whole epochs on probation."""
-    recent = view.states[-config.probation_epochs - 1 :]
-    return len(recent) == config.probation_epochs + 1 and all(
-        any(each.seed == seed.seed and each.stage is Stage.PROBATIONARY for each in state.seeds) for state in recent
-    )
 
 
 def _grow(view: RunView, config: TamiyoConfig, places: int) -> list[Proposal]:
@@ -133,7 +125,7 @@ def _germinate(view: RunView, config: TamiyoConfig, why: str, slots: Sequence[ob
     if view.conservative:
         return []
     room = view.opening.max_parameters - int(view.now.metrics.get("pc", view.opening.host_parameters))
-    work = _work_left(view)
+    work = view.work_left()
     proposals = []
     for slot in view.dormant_slots():
         if slot not in slots:
@@ -147,15 +139,6 @@ def _germinate(view: RunView, config: TamiyoConfig, why: str, slots: Sequence[ob
     return proposals
 
 
-def _work_left(view: RunView) -> float:
-    """FLOPs of a sample's forward pass that may still be added; infinite without a limit."""
-    if not view.opening.max_flops:
-        return math.inf
-    known = {(each.slot, each.blueprint): each.flops for each in view.opening.candidates}
-    grown = sum(known.get((seed.slot, seed.blueprint), 0) for seed in view.seeds() if seed.seed)
-    return view.opening.max_flops - view.opening.host_flops - grown
-
-
 def _too_late(view: RunView, config: TamiyoConfig) -> bool:
     return view.now.epoch > config.latest_growth * view.opening.epochs
 
@@ -165,13 +148,13 @@ def never(view: RunView, config: TamiyoConfig) -> list[Proposal]:  # noqa: ARG00
     return []
 
 
-def _tend(view: RunView, config: TamiyoConfig) -> list[Proposal]:
-    return [proposal for seed in view.seeds() if (proposal := _keep_or_cull(view, seed, config))]
+def _tend(view: RunView) -> list[Proposal]:
+    return [proposal for seed in view.seeds() if (proposal := _keep_or_cull(view, seed))]
 
 
 def at_random(view: RunView, config: TamiyoConfig) -> list[Proposal]:
     """The control that grows a random block in a random slot at random times."""
-    proposals = _tend(view, config)
+    proposals = _tend(view)
     draw = random.Random(derive_seed(view.opening.seed, "random control", view.now.branch, view.now.epoch))
     slots = view.dormant_slots()
     if not slots or view.conservative or _too_late(view, config) or draw.random() >= config.probability:
@@ -189,7 +172,7 @@ def at_random(view: RunView, config: TamiyoConfig) -> list[Proposal]:
 
 def periodic(view: RunView, config: TamiyoConfig) -> list[Proposal]:
     """The control that grows the strongest block in the next free slot at fixed intervals."""
-    proposals = _tend(view, config)
+    proposals = _tend(view)
     if _too_late(view, config) or view.now.epoch % config.period:
         return proposals
     why = f"epoch {view.now.epoch} is a multiple of {config.period}"

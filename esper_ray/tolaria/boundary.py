@@ -75,6 +75,7 @@ class Boundary:
         look: Callable[[], tuple[SystemState, npt.NDArray[np.float32] | None]],
         record: Callable[[Sequence[bytes], str], None],
         planned: tuple[Sequence[bytes], str] | None = None,
+        ordered: Sequence[bytes] = (),
     ) -> Exchange:
         """Do one boundary.
 
@@ -82,6 +83,7 @@ class Boundary:
             look: gathers the state and the layers' statistics.
             record: writes the decision down; called with the accepted envelopes and the reason for a missed one.
             planned: the same from the journal, when a resumed run repeats this boundary.
+            ordered: the commands of persons that were carried out at this boundary; the decider is told of them.
         """
         start = time.perf_counter()
         state, statistics = look()
@@ -89,6 +91,7 @@ class Boundary:
         told = [("SystemStatePacket", packet) for packet in packets]
         if statistics is not None:
             told.append(("GraphStatistics", statistics.tobytes()))
+        told += [("AdaptationCommand", data) for data in ordered]
         sealed = self._seal(told)
         passing("boundary.assembled")
         assembled = time.perf_counter()

@@ -5,6 +5,7 @@
 | NOTICE | three boundaries in a row without a decision; a conservative time ends | it is told |
 | ELEVATED | a checkpoint is lost; a rollback over its deadline, or by a person's order | it is told |
 | CONSERVATIVE | a loss that is no number or far over its mean: the epoch is undone | nothing grows for a time |
+|  | Tamiyo's order, at a risk of CRITICAL | the same |
 | HALT | `emergency.failed_epochs` failed epochs; a journal that cannot be written | checkpoint, then stop |
 
 Time never counts: a slow step, epoch or decision is no damage.
@@ -79,8 +80,10 @@ class Emergency:
         return self.level >= Level.CONSERVATIVE
 
     def raise_to(self, level: Level, reason: str) -> None:
-        """Tell of ``reason``; the level never falls by it."""
+        """Tell of ``reason``; the level never falls by it, and a conservative time begins anew."""
         self.level = max(self.level, level)
+        if level >= Level.CONSERVATIVE:
+            self._calm = 0
         self._tell(level, reason)
 
     def epoch_failed(self, level: Level, reason: str) -> bool:

@@ -217,6 +217,7 @@ class Loop:
                 "pc": float(self.garden.parameter_count()),
                 "lr": self.rates.host_rate(self.step),
                 "cr": self.compute_ratio(),
+                **rows.room(self.garden),
             },
             hardware=rows.hardware(self.device),
             seeds=self.garden.states(),

@@ -1,7 +1,8 @@
-"""Orders that concern the whole run: go back, pause, be careful, halt. From Tamiyo at a boundary, or from a person.
+"""Orders to a run: go back, pause, be careful, halt; grow, cull. From Tamiyo at a boundary, or from a person.
 
-A person's orders come as signed commands, like Tamiyo's, and are checked like hers. Seed commands of a boundary are
-handed to Kasmina, but for a germination while the run is conservative.
+A person's orders come as signed commands, like Tamiyo's, and are checked like hers. What concerns the whole run is
+followed between two steps; what concerns a seed waits for the boundary (`waiting`). Seed commands are handed to
+Kasmina, but for a germination while the run is conservative.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import time
 from typing import TYPE_CHECKING
 
 from esper_ray.contracts import codec
-from esper_ray.contracts.enums import CommandType, EmergencyLevel, SeedOperation
+from esper_ray.contracts.enums import CommandType, EmergencyLevel
 from esper_ray.contracts.messages import AdaptationCommand
 from esper_ray.errors import ContractError
 from esper_ray.tolaria import recovery
 from esper_ray.tolaria.rollback import Undo
+from esper_ray.tolaria.waiting import WaitingOrders, too_careful
 
 if TYPE_CHECKING:
     from esper_ray.tolaria.trainer import Trainer
@@ -27,6 +29,7 @@ class Orders:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
+        self.waiting = WaitingOrders(trainer)
         self.paused = False
         self._undo: Undo | None = None
         self._halt = ""
@@ -50,10 +53,8 @@ class Orders:
         """Carry out one command of a boundary; returns why it was refused, or an empty text."""
         trainer = self._trainer
         if command.type is CommandType.SEED:
-            directive = command.seed_directive
-            if trainer.emergency.conservative and directive and directive.operation is SeedOperation.GERMINATE:
-                return self._refuse(command, "the run is conservative after damage: nothing may grow for a time")
-            return trainer.garden.apply(command)
+            reason = too_careful(trainer, command)
+            return self.refuse(command, reason) if reason else trainer.garden.apply(command)
         return self._whole_run(command)
 
     def settle(self, *, at_once: bool = False) -> None:
@@ -78,14 +79,16 @@ class Orders:
     def _follow(self, data: bytes) -> None:
         trainer = self._trainer
         try:
-            command = codec.decode_command(trainer.verifier.open_direct(data).payload)
+            envelope = trainer.verifier.open_direct(data)
+            trainer.recorder.record_nonce(envelope.nonce)
+            command = codec.decode_command(envelope.payload)
         except ContractError as fault:
             trainer.garden.note("refusal", slot=0, seed=0, operation="", reason=f"{fault.reason}: {fault}")
             return
         if command.run != trainer.request.run:
-            self._refuse(command, f"it is for the run {command.run}")
+            self.refuse(command, f"it is for the run {command.run}")
         elif command.type is CommandType.SEED:
-            self._refuse(command, "seeds are decided on at a boundary")
+            self.waiting.take_up(command, data)
         else:
             self._whole_run(command)
 
@@ -101,7 +104,7 @@ class Orders:
         elif command.type is CommandType.EMERGENCY and command.emergency is not None:
             self._emergency(command.emergency.level, command.emergency.reason or why, command.issued_by)
         else:
-            return self._refuse(command, f"{command.type.name} is nothing that a run can follow")
+            return self.refuse(command, f"{command.type.name} is nothing that a run can follow")
         return ""
 
     def _emergency(self, level: EmergencyLevel, reason: str, author: str) -> None:
@@ -110,7 +113,8 @@ class Orders:
         else:
             self._trainer.emergency.raise_to(level, f"{author}: {reason}")
 
-    def _refuse(self, command: AdaptationCommand, reason: str) -> str:
+    def refuse(self, command: AdaptationCommand, reason: str) -> str:
+        """Tell that a command was not followed, and why; returns the reason."""
         operation = command.seed_directive.operation.name if command.seed_directive else command.type.name
         self._trainer.garden.note("refusal", slot=command.slot, seed=command.seed, operation=operation, reason=reason)
         return reason

@@ -119,6 +119,32 @@ class Recorder:
         """Every rollback that was ever written down, by the branch that it opened."""
         return {int(str(entry.key)): json.loads(entry.payload) for entry in self._journal.read("rollbacks")}
 
+    # What persons decided
+
+    def record_order(self, command_id: int, branch: int, epoch: int, data: bytes) -> None:
+        """Keep an order that waits for its boundary, from when on it may be carried out; once for each command."""
+        self._journal.append("orders", json.dumps([branch, epoch, data.hex()]).encode(), key=str(command_id))
+
+    def orders(self) -> dict[int, tuple[int, int, bytes]]:
+        """Every order ever taken up, by its command: branch and epoch of its first possible boundary, and the data."""
+        found = {}
+        for entry in self._journal.read("orders"):
+            branch, epoch, data = json.loads(entry.payload)
+            found[int(str(entry.key))] = (int(branch), int(epoch), bytes.fromhex(data))
+        return found
+
+    def record_carried_out(self, branch: int, epoch: int, commands: Sequence[int]) -> None:
+        """Write down which orders a boundary carries out; they take effect after this."""
+        self._journal.append("ordered", json.dumps(list(commands)).encode(), key=f"{branch}/{epoch}")
+
+    def carried_out(self) -> dict[tuple[int, int], list[int]]:
+        """The commands that each boundary carried out, by branch and epoch."""
+        found = {}
+        for entry in self._journal.read("ordered"):
+            branch, _, epoch = str(entry.key).partition("/")
+            found[int(branch), int(epoch)] = [int(each) for each in json.loads(entry.payload)]
+        return found
+
     def _record_gates(self, epoch: int, branch: int, events: Iterable[Mapping[str, Any]]) -> None:
         verdicts = [_gate_event(self._run, item) for item in events if item["kind"] == "gate"]
         keyed = ((f"{branch}/{epoch}/{place}", codec.encode_gate(verdict)) for place, verdict in enumerate(verdicts))
@@ -128,9 +154,13 @@ class Recorder:
         """Every gate's verdict of this run, in the order in which they were asked."""
         return [codec.decode_gate(entry.payload) for entry in self._journal.read("gates")]
 
+    def record_nonce(self, nonce: bytes) -> None:
+        """Write down that a person's order was accepted; it takes effect after this."""
+        self._journal.append("nonces", nonce, key=nonce.hex())
+
     def nonces(self) -> list[tuple[bytes, int]]:
         """Nonces of the commands accepted so far, with the time of their acceptance."""
-        found = []
+        found = [(entry.payload, entry.at_ns) for entry in self._journal.read("nonces")]
         for entry in self._journal.read("decisions"):
             for text in json.loads(entry.payload)["envelopes"]:
                 found.append((codec.decode_envelope(bytes.fromhex(text)).nonce, entry.at_ns))
@@ -184,6 +214,10 @@ class Recorder:
         self._record_gates(number, int(row.get("branch", 0)), full)
         self.telemetry(number, points, [item for each in full for item in _telemetry_of(each)])
         passing("recorder.told")
+
+    def tell(self, epoch: int, events: Iterable[Mapping[str, Any]]) -> None:
+        """Events to the bus alone."""
+        self.telemetry(epoch, [], [item for each in events for item in _telemetry_of(each)])
 
     def telemetry(self, epoch: int, points: Iterable[MetricPoint], events: Iterable[TelemetryEvent]) -> None:
         if self._publisher is not None:

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 import torch
 
 from esper_ray.contracts.enums import EmergencyLevel
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.messages import (
+    AdaptationCommand,
     HardwareContext,
     MetricPoint,
     TelemetryEvent,
@@ -31,6 +33,7 @@ from esper_ray.tolaria.measure import Quality
 from esper_ray.tolaria.multiseed import Credit
 
 if TYPE_CHECKING:
+    from esper_ray.kasmina.garden import Garden
     from esper_ray.tolaria.trainer import Trainer
 
 _MB = 2**20
@@ -62,6 +65,15 @@ def hardware(device: torch.device) -> HardwareContext:
     return HardwareContext("cpu", 0, memory.total / _MB, memory.available / _MB)
 
 
+def room(garden: Garden) -> dict[str, float]:
+    """How much computation may still be added, where the user limits it, as a decider gets it: never too much."""
+    if not garden.limits.wanted:
+        return {}
+    left = np.float32(garden.limits.room(garden.seeds))
+    # On its way it becomes a number of 32 bits, which must not be above the limit.
+    return {"fr": float(np.nextafter(left, np.float32(-np.inf)))} if np.isfinite(left) else {}
+
+
 def manifest(trainer: Trainer) -> dict[str, Any]:
     """What was run, on what, and everything that was chosen by measurement."""
     run = trainer.request
@@ -71,6 +83,7 @@ def manifest(trainer: Trainer) -> dict[str, Any]:
         "config": run.config.model_dump(mode="json"),
         "blocks": [asdict(block) for block in run.blocks],
         "flops": run.flops,
+        "fork": run.fork.as_row() if run.fork is not None else None,
         "total_steps": trainer.total_steps,
         "steps_per_epoch": trainer.steps_per_epoch,
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -158,23 +171,35 @@ def together(credit: Credit | None) -> dict[str, Any] | None:
 
 def decision(exchange: Exchange) -> dict[str, Any]:
     """The decision of a boundary as an event, with the reasons of each command."""
-    commands = [
-        {
-            "operation": command.seed_directive.operation.name if command.seed_directive else command.type.name,
-            "slot": command.slot,
-            "blueprint": blueprint_name(command.seed_directive.blueprint) if command.seed_directive else "",
-        }
-        for command in exchange.commands
-    ]
-    reasons = list(dict.fromkeys(command.annotations.get("why", "") for command in exchange.commands))
+    given = (each.annotations.get(name, "") for each in exchange.commands for name in ("why", "risk"))
+    why = "; ".join(filter(None, dict.fromkeys(given))) or exchange.missed or "nothing calls for a change"
+    return decided(exchange.commands, why=why, refused=exchange.refused, missed=bool(exchange.missed))
+
+
+def decided(
+    commands: Sequence[AdaptationCommand], *, why: str, refused: Sequence[str], missed: bool = False
+) -> dict[str, Any]:
+    """Commands of one author as an event."""
     return {
         "kind": "decision",
-        "commands": commands,
-        "why": "; ".join(reason for reason in reasons if reason) or exchange.missed or "nothing calls for a change",
-        "controller": exchange.commands[0].issued_by if exchange.commands else "",
-        "missed": bool(exchange.missed),
-        "refused": list(exchange.refused),
+        "commands": [
+            {
+                "operation": command.seed_directive.operation.name if command.seed_directive else command.type.name,
+                "slot": command.slot if command.seed_directive else "",
+                "blueprint": _block(command),
+            }
+            for command in commands
+        ],
+        "why": why,
+        "controller": commands[0].issued_by if commands else "",
+        "missed": missed,
+        "refused": list(refused),
     }
+
+
+def _block(command: AdaptationCommand) -> str:
+    directive = command.seed_directive
+    return blueprint_name(directive.blueprint) if directive is not None and directive.blueprint else ""
 
 
 def points(row: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Iterable[MetricPoint]:

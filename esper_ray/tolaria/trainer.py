@@ -26,11 +26,12 @@ from esper_ray.kasmina.blending import MODES
 from esper_ray.kasmina.export import export_model
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 from esper_ray.reliability.failpoints import passing
-from esper_ray.tolaria import profiling, recovery, resume, rows
+from esper_ray.tolaria import forking, profiling, recovery, resume, rows
 from esper_ray.tolaria.boundary import Boundary, Exchange
 from esper_ray.tolaria.checkpoint import Checkpoint, CheckpointWriter
 from esper_ray.tolaria.costs import CostMeter
 from esper_ray.tolaria.emergency import Emergency, LossWatch
+from esper_ray.tolaria.forks import Fork
 from esper_ray.tolaria.loop import Loop
 from esper_ray.tolaria.measure import Quality, evaluate
 from esper_ray.tolaria.orders import Orders
@@ -66,6 +67,7 @@ class RunRequest:
     Attributes:
         arm: what the run is for: "grown", "host" (never grows) or "final" (born with ``blocks``).
         flops: a budget that replaces ``run.epochs``: the run has as many steps as it pays for.
+        fork: where it goes on from, of another run whose files are in its folder.
     """
 
     run: str
@@ -74,6 +76,7 @@ class RunRequest:
     resume: bool = False
     blocks: tuple[Block, ...] = ()
     flops: float | None = None
+    fork: Fork | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +201,9 @@ class Trainer(Loop):
     def open(self) -> None:
         """Bring the run to where it begins or goes on; `one_epoch` may follow."""
         saved, turn = find_start(self, self._damaged_checkpoint) if self.request.resume else (None, None)
+        fork = self.request.fork if saved is None else None
+        if fork is not None:
+            saved = forking.origin(self, fork)
         if saved is None:
             for block in self.request.blocks:
                 mode = MODES[block.blend_mode]
@@ -205,6 +211,7 @@ class Trainer(Loop):
         self.begin(self._plan_steps(saved))
         if saved is not None:
             resume.restore(self, saved)
+        decided = forking.decide(self, fork) if fork is not None else []
         if turn is not None:
             self.meter.total, self.seconds, self.missed = turn.flops, turn.seconds, turn.missed
             open_branch(self, turn)
@@ -212,11 +219,12 @@ class Trainer(Loop):
         self.recorder.rewind(self.epoch, undone_by=turn.branch if turn else 0)
         passing("run.rewound")
         self.recorder.manifest(rows.manifest(self))
-        self.opening = self._opening()
+        self.opening = replace(self._opening(), ordered=forking.told(decided))
         self.around.decider.open_run(self.opening)
         passing("run.opened")
         self.verifier = Verifier(self.around.keys, clock=self.around.clock, seen=self.recorder.nonces())
         self.boundary = self._make_boundary()
+        self.orders.waiting.load()
         self.recorder.telemetry(self.epoch, [], rows.started(self))
         self.memory.keep(resume.checkpoint(self).copied())
         if turn is not None:
@@ -272,6 +280,9 @@ class Trainer(Loop):
             max_parameters=self.config.run.max_parameters,
             max_flops=self.config.run.max_flops,
             host_flops=self.garden.limits.host_flops,
+            probation_epochs=self.config.seeds.probation_epochs,
+            lockstep=self.lockstep,
+            parent=self.request.fork.parent if self.request.fork is not None else "",
             epoch=self.epoch,
             branch=self.garden.branch,
             settings=self.config.tamiyo.model_dump(mode="json"),
@@ -304,7 +315,8 @@ class Trainer(Loop):
         passing("epoch.judged")
         if self.garden.limits.step_ms:
             self.garden.limits.measured_step_ms = self.recorder.step_time(self.garden.branch, self.epoch, step_ms)
-        exchange = self._do_boundary(training_loss, quality)
+        ordered = self.orders.waiting.carry_out()
+        exchange = self._do_boundary(training_loss, quality, ordered)
         passing("epoch.decided")
         self.seconds += time.perf_counter() - start
         self._write_down(training_loss, quality, exchange, step_ms)
@@ -313,12 +325,13 @@ class Trainer(Loop):
         passing("epoch.done")
         self.orders.settle()
 
-    def _do_boundary(self, training_loss: float, quality: Quality) -> Exchange:
+    def _do_boundary(self, training_loss: float, quality: Quality, ordered: Sequence[bytes]) -> Exchange:
         place = (self.garden.branch, self.epoch)
         exchange = self.boundary.exchange(
             lambda: (self.state(training_loss, quality, self.around.clock.now_ns()), self.statistics),
             lambda envelopes, missed: self.recorder.record_decision(*place, envelopes, missed),
             self.recorder.planned_decision(*place),
+            ordered,
         )
         self.missed += bool(exchange.missed)
         return exchange

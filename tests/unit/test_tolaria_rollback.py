@@ -223,7 +223,7 @@ def test_tamiyo_remembers_the_rollback_also_after_she_was_lost(tmp_path, kernels
     for _ in range(3):
         trainer.one_epoch()
     tamiyo = trainer.around.decider.tamiyo
-    view = tamiyo._views["r"]
+    view = tamiyo._history.views["r"]
     way = [(each.branch, each.epoch) for each in view.states]
     assert way == [(0, e) for e in range(1, decided)] + [(1, e) for e in range(decided, decided + 3)]
     assert view.undone == undone
@@ -238,8 +238,8 @@ def test_tamiyo_remembers_the_rollback_also_after_she_was_lost(tmp_path, kernels
 
     tamiyo.close()
     reborn = inprocess.surroundings(trainer.config).decider.tamiyo
-    assert [(each.branch, each.epoch) for each in reborn._views["r"].states] == way
-    assert reborn._views["r"].undone == undone
+    assert [(each.branch, each.epoch) for each in reborn._history.views["r"].states] == way
+    assert reborn._history.views["r"].undone == undone
     assert reborn.reports("r") == reports
     reborn.close()
     trainer.close()
@@ -256,7 +256,7 @@ def test_a_tamiyo_who_could_not_be_told_learns_of_the_rollback_from_the_next_sta
     assert incidents(trainer)[0]["told"] is False
     trainer.around = replace(trainer.around, decider=decider)
     trainer.one_epoch()
-    states = decider.tamiyo._views["r"].states
+    states = decider.tamiyo._history.views["r"].states
     assert [(each.branch, each.epoch) for each in states] == [(0, 1), (0, 2), (1, 3)]
     trainer.close()
 

@@ -219,8 +219,9 @@ function decision(d) {
   const what = d.quiet ? "no change" : [d.operation?.toLowerCase().replaceAll("_", " "), d.blueprint, d.slot && `in ${d.slot}`].filter(Boolean).join(" ");
   const when = d.first === d.epoch ? `epoch ${d.epoch}` : `${d.first}–${d.epoch}`;
   if (d.missed === "true") return entry(when, "too late: no change", d.why, "bad");
-  if (d.refused) return entry(when, `${what}: refused`, `${d.refused} (asked for: ${d.why})`, "bad");
-  return entry(when, what, d.why, d.quiet ? "quiet" : "deed");
+  const by = d.quiet || !d.controller ? what : `${what} · ${d.controller}`;
+  if (d.refused) return entry(when, `${by}: refused`, `${d.refused} (asked for: ${d.why})`, "bad");
+  return entry(when, by, d.why, d.quiet ? "quiet" : "deed");
 }
 function lists(run) {
   fill($("decisions"), episodes(run.decisions).slice(0, 80).map(decision), "No decision yet.");
