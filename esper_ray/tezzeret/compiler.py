@@ -47,6 +47,7 @@ def make(spec: KernelSpec) -> tuple[bytes, dict[str, Any]]:
     )[0]
     metadata = {
         "name": blueprint.name,
+        "family": blueprint.family,
         "tier": int(blueprint.tier),
         "block_parameters": blueprint.resolve(spec.parameters),
         "parameters_count": sum(parameter.numel() for parameter in branch.parameters()),
