@@ -41,6 +41,7 @@ def impala_loss(
     lambda_: float,
     value_weight: float,
     entropy_weight: float,
+    normalise: bool = False,
     weights: Tensor | None = None,
 ) -> ImpalaLoss:
     """Espeholt et al. 2018, section 4.2: V-trace policy gradient, value loss, entropy bonus; means over valid steps.
@@ -50,6 +51,8 @@ def impala_loss(
         next_values: [T, B], as in `vtrace`; no gradient goes through it.
         behaviour_log_probs, rewards, terminated, truncated: [T, B], what was recorded.
         valid: bool [T, B]; False for what is no transition, such as the reset between two episodes.
+        normalise: give the advantages of the valid steps mean 0 and deviation 1. The paper does not; but while V is far
+            from the returns, as in the first hundreds of updates, all advantages have one sign and little else.
         weights: [B], importance weights of the trajectories (Schaul et al. 2016); 1 by default.
     """
     with torch.no_grad():
@@ -69,10 +72,19 @@ def impala_loss(
         share = valid.to(values.dtype)
         steps = share.sum().clamp(min=1.0)
         errors = ((targets.vs - values).abs() * share).sum(0) / share.sum(0).clamp(min=1.0)
+        advantages = _normalised(targets.advantages, valid) if normalise else targets.advantages
         approx_kl = ((log_rhos.exp() - 1.0 - log_rhos) * share).sum() / steps
         weighted = share / steps if weights is None else share * weights / steps
-    policy = -(weighted * log_probs * targets.advantages).sum()
+    policy = -(weighted * log_probs * advantages).sum()
     value = 0.5 * (weighted * (targets.vs - values).square()).sum()
     bonus = (weighted * entropy).sum()
     total = policy + value_weight * value - entropy_weight * bonus
     return ImpalaLoss(total, policy.detach(), value.detach(), bonus.detach(), approx_kl, errors)
+
+
+def _normalised(advantages: Tensor, valid: Tensor) -> Tensor:
+    """[T, B], of mean 0 and deviation 1 over the valid steps."""
+    if not valid.any():
+        return advantages
+    deviation, mean = torch.std_mean(advantages[valid], correction=0)
+    return (advantages - mean) / (deviation + 1e-8)

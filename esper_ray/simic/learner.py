@@ -107,7 +107,7 @@ class Learner:
         config = self._config
         values, terminated, truncated = _tensor(batch.values), _tensor(batch.terminated), _tensor(batch.truncated)
         targets = gae(
-            _tensor(batch.rewards),
+            _tensor(batch.rewards) * config.reward_scale,
             values[:-1],
             _next_values(values[1:], truncated, batch.final_values),
             terminated,
@@ -181,7 +181,7 @@ class Learner:
             _next_values(following, truncated, finals),
             result.entropy.view(shape),
             behaviour_log_probs=torch.from_numpy(batch.log_probs[:, places]),
-            rewards=torch.from_numpy(batch.rewards[:, places]),
+            rewards=torch.from_numpy(batch.rewards[:, places]) * config.reward_scale,
             terminated=torch.from_numpy(batch.terminated[:, places]),
             truncated=truncated,
             valid=torch.from_numpy(batch.valid[:, places]),
@@ -191,6 +191,7 @@ class Learner:
             lambda_=config.vtrace_lambda,
             value_weight=config.value_weight,
             entropy_weight=config.entropy_weight,
+            normalise=config.normalise,
             weights=weights,
         )
         row = self._step(loss.total, self._auxiliary(obs, batch, places))

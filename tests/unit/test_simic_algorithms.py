@@ -201,7 +201,7 @@ def test_impala_loss_is_the_mean_over_valid_steps_of_its_three_terms() -> None:
         steps, envs = case["rewards"].shape
         logp, entropy = rng.normal(size=(steps, envs)), rng.normal(size=(steps, envs))
         valid = rng.random((steps, envs)) < 0.8
-        weights = rng.random(envs) + 0.1
+        weights, normalise = rng.random(envs) + 0.1, bool(rng.random() < 0.5)
         found = impala_loss(
             torch.from_numpy(logp),
             *tensors(case, "values", "next_values"),
@@ -215,14 +215,21 @@ def test_impala_loss_is_the_mean_over_valid_steps_of_its_three_terms() -> None:
             lambda_=case["lambda_"],
             value_weight=0.5,
             entropy_weight=0.01,
+            normalise=normalise,
             weights=torch.from_numpy(weights),
         )
         expected, count = 0.0, max(1, int(valid.sum()))
+        targets = [reference_vtrace(case, env) for env in range(envs)]
+        there = [targets[env][1][t] for env in range(envs) for t in range(steps) if valid[t, env]]
+        mean, deviation = (np.mean(there), np.std(there) + 1e-8) if normalise and there else (0.0, 1.0)
         for env in range(envs):
-            vs, advantages = reference_vtrace(case, env)
+            vs, advantages = targets[env]
             for t in range(steps):
                 if valid[t, env]:
-                    term = -logp[t, env] * advantages[t] + 0.25 * (vs[t] - case["values"][t, env]) ** 2
+                    term = (
+                        -logp[t, env] * (advantages[t] - mean) / deviation
+                        + 0.25 * (vs[t] - case["values"][t, env]) ** 2
+                    )
                     expected += weights[env] * (term - 0.01 * entropy[t, env]) / count
         assert found.total.item() == pytest.approx(expected, abs=1e-6)
 

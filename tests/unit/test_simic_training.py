@@ -45,6 +45,18 @@ def test_what_the_reset_steps_hold_changes_nothing_that_is_learned(algo: str) ->
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_the_reward_scale_is_as_if_the_rewards_were_other_ones(algo: str) -> None:
+    interface = plan(algo=algo).env.interface()
+    rollout = worker(EnvChoice("CartPole-v1"), envs=4).collect(32)
+    learned = []
+    for scale, rewards in ((0.125, rollout.rewards), (1.0, rollout.rewards * np.float32(0.125))):
+        learner = Learner(plan(algo=algo, reward_scale=scale), interface)
+        learner.learn([replaced(rollout, rewards=rewards)])
+        learned.append(learner.weights().arrays)
+    assert all(np.array_equal(learned[0][name], learned[1][name]) for name in learned[0])
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
 def test_both_algorithms_learn_two_heads_from_a_dictionary_with_a_mask(algo: str) -> None:
     options = {"envs": 16, "rollout_steps": 20, "hidden": (32,), "learning_rate": 0.01, "evaluate_every": 10_000}
     result = train(plan(MANY, algo, steps=10_000, epochs=4, **options))
