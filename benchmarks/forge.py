@@ -79,7 +79,7 @@ def catalogue(folder: Path, slots: Sequence[str], given: argparse.Namespace) -> 
     specs = wanted(slots, given.device)
     store = Store(folder / "urza")
     config = ForgeConfig(jobs=given.jobs, strategy=given.strategy)
-    forge = Forge(store, folder / "forge", config, keys=load_keys(folder / "keys"))
+    forge = Forge(store, folder / "forge", config, keys=load_keys(folder / "keys"), background=False)
     first: list[float] = []
     start = time.perf_counter()
 
@@ -178,7 +178,7 @@ def _run(home: Path, settings: Sequence[str]) -> dict[str, float]:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {"tables": {}}
-    slots = QUICK_SLOTS if given.quick else SLOTS
+    slots = given.slots or (QUICK_SLOTS if given.quick else SLOTS)
     epochs = 16 if given.quick else 40
     parts = []
     with tempfile.TemporaryDirectory(prefix="esper-") as folder:
@@ -198,6 +198,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--only", choices=("catalogue", "slowdown"), help="one of the two parts")
     parser.add_argument("--pairs", type=int, default=0, help="pairs of runs for the slowdown")
+    parser.add_argument("--slots", nargs="+", help="which slots blocks are made for, such as conv-32x12x12")
     parser.add_argument("--jobs", type=int, default=2, choices=(1, 2), help="jobs at a time")
     parser.add_argument("--strategy", default="standard", choices=("fast", "standard", "aggressive"))
     parser.add_argument("--device", default="cpu", help="cpu or cuda: where the blocks run")

@@ -97,7 +97,8 @@ def _smithy(config: Config) -> Iterator[tuple[Callable[[list[str]], object], Cal
                 )
                 return
     store = Store(config.home / "urza")
-    made = Forge(store, config.home / "forge", config.forge, keys=load_keys(config.home / "keys" / "signing"))
+    keys = load_keys(config.home / "keys" / "signing")
+    made = Forge(store, config.home / "forge", config.forge, keys=keys, background=False)
     shift = Shift(made)
     try:
         yield shift.start, shift.progress, store.list

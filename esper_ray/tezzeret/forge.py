@@ -102,6 +102,7 @@ class Forge:
     Args:
         folder: ledger, compiled code and logs; one forge at a time works in it.
         publisher: where progress, retries and times are sent.
+        background: kernels are compiled only when nobody else wants the processor; building is never put off so.
         keys: what kernels are sealed with; those in the store that these keys did not seal are made again.
         command: how a job process is started.
     """
@@ -113,6 +114,7 @@ class Forge:
         config: ForgeConfig,
         *,
         keys: KeyRing,
+        background: bool = True,
         publisher: Publisher | None = None,
         clock: Clock = SYSTEM_CLOCK,
         command: Sequence[str] = JOB_COMMAND,
@@ -120,7 +122,7 @@ class Forge:
         self.folder = make_folder(folder)
         self.ledger = Ledger(folder / "jobs.db", clock=clock)
         self._store, self._config, self._publisher, self._keys = store, config, publisher, keys
-        self._command = command
+        self._command, self._background = command, background
         self._caution = Caution(config.dwell_seconds, clock, self._tell_mode)
 
     def wanted(
@@ -206,7 +208,8 @@ class Forge:
 
     def _hire(self, phase: Phase, lane: int, on_cpu: bool) -> Job:
         limits = Limits(self._config.job_seconds, self._config.memory_mb)
-        return Job(phase, self.folder, limits, lane=lane, on_cpu=on_cpu, command=self._command)
+        background = self._background and phase == "compile"
+        return Job(phase, self.folder, limits, lane=lane, on_cpu=on_cpu, background=background, command=self._command)
 
     def _hand_out(
         self, phase: Phase, queue: deque[KernelSpec], crew: Crew, on_begun: Callable[[KernelSpec], None]

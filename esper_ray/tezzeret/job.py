@@ -28,7 +28,7 @@ def main() -> None:
     die_with(int(sys.argv[1]))
     answers = _claim_stdout()
     settings = json.loads(sys.stdin.readline())
-    if settings["phase"] == "compile":
+    if settings["background"]:
         yield_processor()
     import torch
 

@@ -60,6 +60,7 @@ class Job:
     Args:
         lane: tells jobs that run side by side apart, in the names of their logs.
         on_cpu: its address space may be bound.
+        background: it runs only when nobody else wants the processor.
 
     Raises:
         EnvironmentFault: the process cannot be started.
@@ -73,6 +74,7 @@ class Job:
         *,
         lane: int = 0,
         on_cpu: bool = True,
+        background: bool = False,
         command: Sequence[str] = JOB_COMMAND,
     ) -> None:
         self._limits = limits
@@ -97,7 +99,7 @@ class Job:
         assert self._process.stdout is not None
         self._orders, self._answers = self._process.stdin, self._process.stdout
         os.set_blocking(self._answers.fileno(), False)
-        self._send({"phase": phase, "memory_mb": limits.memory_mb, "on_cpu": on_cpu})
+        self._send({"phase": phase, "memory_mb": limits.memory_mb, "on_cpu": on_cpu, "background": background})
 
     def __enter__(self) -> Job:
         return self
