@@ -45,8 +45,8 @@ from esper_ray.urza.catalog import Row
 MAX_RETRIES = 2
 _MAX_FALSE_STARTS = 3
 _KEY_FIELD: Mapping[Phase, str] = {"eager": "cache_key", "compile": "compile_key"}
-FIGURES = ("eager_ms", "compiled_ms", "compile_seconds")
-"""What the compile phase measures of a kernel: milliseconds of a step, and wall time until the first compiled step."""
+FIGURES = ("eager_ms", "compiled_ms", "compile_seconds", "compile_busy_seconds")
+"""What the compile phase measures of a kernel, see `compiler.compare`."""
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
