@@ -171,7 +171,8 @@ def train(
         crew: who does it; this process alone by default. Who gives one closes it.
         resume: go on from the checkpoint in the plan's folder. In lockstep the training is then, bit for bit, the one
             that would have been without the stop, unless a note says otherwise.
-        should_stop: asked after each update; when it says so, a checkpoint is written and the training returns.
+        should_stop: when it says so, a checkpoint is written and the training returns: in lockstep after the present
+            update, else at once.
         on_note: told at once what a resumed training does not go on with.
 
     Raises:
@@ -253,7 +254,12 @@ class _Training:
             return "reached"
         if self._counters.steps >= self._plan.steps:
             return "finished"
-        return "stopped" if self._should_stop() else ""
+        return "stopped" if self._should_stop() and self._settled() else ""
+
+    def _settled(self) -> bool:
+        """Whether a checkpoint can be made now: in lockstep none may hold workers that are ahead of the learner."""
+        waiting = len(self._idle) == self._crew.workers
+        return not self._plan.lockstep or (waiting and not self._batch and not self._ready)
 
     def _ask(self) -> None:
         """Give work to those who have none."""

@@ -165,11 +165,14 @@ def test_a_training_in_lockstep_that_was_stopped_is_in_the_end_the_undisturbed_o
     rows: list[tuple[Any, ...]] = []
     notes: list[str] = []
     intended = plan(env, steps=1024, folder=tmp_path, **settings)
-    for stop in (2, 5, 1000):
+    # Whoever asks it to stop does so at any time, in the middle of a rollout as well.
+    for number, times in enumerate((5, 4, 10_000)):
+        asked = iter([False] * times)
         result = train(
-            intended, resume=stop > 2, should_stop=lambda: len(rows) >= stop, on_note=notes.append,  # noqa: B023
+            intended, resume=number > 0, should_stop=lambda: next(asked, True), on_note=notes.append,  # noqa: B023
             on_progress=lambda p: rows.extend(curve_of([p])),
         )  # fmt: skip
+        assert result.state == ("finished" if times == 10_000 else "stopped")
     assert notes == []
     assert rows == curve(undisturbed)
     assert result.evaluations == undisturbed.evaluations
