@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torch._inductor
 from torch import Tensor, nn
 
 from esper_ray.config import ForgeConfig
@@ -18,6 +19,7 @@ from esper_ray.karn.blueprints import build
 from esper_ray.karn.catalog import CATALOG
 from esper_ray.tezzeret import compiler
 from esper_ray.tezzeret.forge import Forge
+from esper_ray.tezzeret.strategies import STRATEGIES
 from esper_ray.tezzeret.toolchain import compiler_available
 from esper_ray.urza.store import Store
 
@@ -90,3 +92,17 @@ def test_the_real_job_builds_and_compiles(tmp_path: Path) -> None:
         assert reason in forge.compile(specs).note
     forge.close()
     store.close()
+
+
+def test_every_strategy_says_only_what_inductor_knows() -> None:
+    known = set(torch._inductor.list_options())
+    for strategy in STRATEGIES.values():
+        assert set(strategy.options) <= known, strategy.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fast", "standard", "aggressive"])
+def test_with_each_strategy_the_compiled_block_computes_the_same(strategy) -> None:
+    found = compiler.compare(SPEC, strategy)
+    assert found["compiled_ms"] > 0
+    assert found["compile_busy_seconds"] > 0
