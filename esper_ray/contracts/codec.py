@@ -20,7 +20,7 @@ from esper_ray.contracts.enums import (
     SeedOperation,
     TelemetryLevel,
 )
-from esper_ray.contracts.envelope import decode_envelope, encode_envelope, open_envelope, seal_envelope
+from esper_ray.contracts.envelope import decode_envelope, encode_envelope, open_envelope
 from esper_ray.contracts.messages import (
     AdaptationCommand,
     BreakerDirective,
@@ -60,7 +60,6 @@ __all__ = [
     "encode_state",
     "encode_telemetry",
     "open_envelope",
-    "seal_envelope",
 ]
 
 

@@ -46,7 +46,8 @@ class Signer:
     ) -> bytes:
         """A signed envelope around ``payload``, as bytes."""
         key_id, secret = self._keys.signing(self._clock.monotonic())
-        envelope = EventEnvelope(
+        return wire.seal(
+            lambda data: _sign(secret, data),
             event_id=event_id or new_event_id(),
             type=type,
             source=self._source,
@@ -58,7 +59,6 @@ class Signer:
             key_id=key_id,
             nonce=new_nonce(),
         )
-        return wire.seal_envelope(envelope, lambda data: _sign(secret, data))
 
 
 class Verifier:

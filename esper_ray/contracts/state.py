@@ -11,46 +11,51 @@ from esper_ray.contracts.messages import HardwareContext, SeedState, SystemState
 from esper_ray.contracts.wire import VERSION, finite, finite_value, parse, to_enum, within_limit
 from esper_ray.errors import ContractError
 
+# The tag and the length of a seed within its packet, and what the number of packets may take more than one byte.
+_NESTED_BYTES = 3
+_PARTS_BYTES = 4
+
 
 def encode_state(state: SystemState) -> list[bytes]:
     """One packet, or several where the seeds do not fit into one (``part`` of ``parts``)."""
+    seeds = [_seed_to_wire(seed) for seed in state.seeds]
+    whole = _head(state, 1, seeds)
+    data = whole.SerializeToString()
+    return [data] if len(data) <= CONTROL_MESSAGE_BYTES else _split(state, seeds)
+
+
+def _split(state: SystemState, seeds: Iterable[pb.SeedState]) -> list[bytes]:
     groups: list[list[pb.SeedState]] = [[]]
-    room = CONTROL_MESSAGE_BYTES - _state_head(state, 0, 1).ByteSize() - 4
-    for seed in map(_seed_to_wire, state.seeds):
-        size = seed.ByteSize() + 3
+    room = CONTROL_MESSAGE_BYTES - _head(state, 1, ()).ByteSize() - _PARTS_BYTES
+    for seed in seeds:
+        size = seed.ByteSize() + _NESTED_BYTES
         if size > room:
             groups.append([])
-            room = CONTROL_MESSAGE_BYTES - _state_head(state, 1, 1).ByteSize() - 4
+            room = CONTROL_MESSAGE_BYTES - _continuation(state, 1, 1, ()).ByteSize() - _PARTS_BYTES
         groups[-1].append(seed)
         room -= size
-    packets = []
-    for part, seeds in enumerate(groups):
-        packet = _state_head(state, part, len(groups))
-        packet.seeds.extend(seeds)
-        packets.append(within_limit(packet))
-    return packets
+    first, *rest = groups
+    packets = [_head(state, len(groups), first)]
+    packets += [_continuation(state, part, len(groups), group) for part, group in enumerate(rest, start=1)]
+    return [within_limit(packet) for packet in packets]
 
 
-def _state_head(state: SystemState, part: int, parts: int) -> pb.SystemStatePacket:
-    packet = pb.SystemStatePacket(
+def _head(state: SystemState, parts: int, seeds: Iterable[pb.SeedState]) -> pb.SystemStatePacket:
+    """The first packet, which has what is of the whole run."""
+    hardware = state.hardware
+    return pb.SystemStatePacket(
         version=VERSION,
         run=state.run,
         epoch=state.epoch,
-        part=part,
         parts=parts,
         branch=state.branch,
         timestamp_ns=state.timestamp_ns,
-    )
-    if part:
-        return packet
-    hardware = state.hardware
-    packet.global_step = state.global_step
-    packet.training_loss = finite_value("training_loss", state.training_loss)
-    packet.validation_loss = finite_value("validation_loss", state.validation_loss)
-    packet.validation_accuracy = finite_value("validation_accuracy", state.validation_accuracy)
-    packet.metrics.update(finite(state.metrics))
-    packet.hardware.CopyFrom(
-        pb.HardwareContext(
+        global_step=state.global_step,
+        training_loss=finite_value("training_loss", state.training_loss),
+        validation_loss=finite_value("validation_loss", state.validation_loss),
+        validation_accuracy=finite_value("validation_accuracy", state.validation_accuracy),
+        metrics=finite(state.metrics),
+        hardware=pb.HardwareContext(
             device_kind=hardware.device_kind,
             device_id=hardware.device_id,
             memory_total_mb=hardware.memory_total_mb,
@@ -58,9 +63,22 @@ def _state_head(state: SystemState, part: int, parts: int) -> pb.SystemStatePack
             temperature_c=hardware.temperature_c,
             utilization=hardware.utilization,
             compute_capability=hardware.compute_capability,
-        )
+        ),
+        seeds=seeds,
     )
-    return packet
+
+
+def _continuation(state: SystemState, part: int, parts: int, seeds: Iterable[pb.SeedState]) -> pb.SystemStatePacket:
+    return pb.SystemStatePacket(
+        version=VERSION,
+        run=state.run,
+        epoch=state.epoch,
+        part=part,
+        parts=parts,
+        branch=state.branch,
+        timestamp_ns=state.timestamp_ns,
+        seeds=seeds,
+    )
 
 
 def _seed_to_wire(seed: SeedState) -> pb.SeedState:

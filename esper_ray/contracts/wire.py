@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 
@@ -14,7 +15,7 @@ from esper_ray.errors import ContractError, MessageTooLarge, WrongVersion
 
 VERSION = 1
 M = TypeVar("M", bound=Message)
-T = TypeVar("T")
+N = TypeVar("N", bound=IntEnum)
 
 
 def parse(kind: type[M], data: bytes) -> M:
@@ -54,7 +55,13 @@ def _field_size(message: Message, name: str) -> int:
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {key: finite_value(key, value) for key, value in metrics.items()}
+    """The same as a dict of its own, also from a message's map."""
+    # A message's map gives its items one at a time, and slowly.
+    found = {key: metrics[key] for key in metrics}
+    if not all(map(math.isfinite, found.values())):
+        for key, value in found.items():
+            finite_value(key, value)
+    return found
 
 
 def finite_value(key: str, value: float) -> float:
@@ -63,8 +70,9 @@ def finite_value(key: str, value: float) -> float:
     return value
 
 
-def to_enum(kind: Callable[[int], T], value: int) -> T:
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise ContractError(f"{value} is no {getattr(kind, '__name__', kind)}.") from error
+def to_enum(kind: type[N], value: int) -> N:
+    # The members' table takes a fifth of the time that a call of the class takes.
+    found = kind._value2member_map_.get(value)
+    if found is None:
+        raise ContractError(f"{value} is no {kind.__name__}.")
+    return cast(N, found)
