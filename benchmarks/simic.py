@@ -5,8 +5,9 @@
 
 - ``..._steps_to_475_max``: environment steps until a greedy evaluation over 100 episodes of CartPole-v1, one every
   5,000 steps, has a mean of 475; of the slowest seed. A seed that does not get there makes it infinite (null in JSON).
-- ``acrobot_return``: mean of such an evaluation of PPO on Acrobot-v1 after 100,000 steps, of the worst seed. The bar is
-  gymnasium's own reward threshold; stopping at the first good evaluation would flatter it.
+- ``acrobot_return``, ``impala_acrobot_return``: mean of such an evaluation on Acrobot-v1: PPO after 100,000 steps,
+  IMPALA after 150,000, of the worst seed. The bar is gymnasium's own reward threshold; stopping at the first good
+  evaluation would flatter it.
 - ``steps_per_s_1``, ``steps_per_s_2``: environment steps a second of PPO, acted and learned from, with 1 and 2 workers
   on a local Ray. Start-up and the first 2,500 steps come before the clock; tables give their seconds.
 - ``..._ratio``: ours to the peer's in the same setting, median over repeats; ``rllib_ratio``: of the worst RLlib
@@ -41,6 +42,7 @@ BARS = (
     Bar("ppo_cartpole_steps_to_475_max", 100_000),
     Bar("impala_cartpole_steps_to_475_max", 500_000),
     Bar("acrobot_return", -100.0, above=True),
+    Bar("impala_acrobot_return", -100.0, above=True),
     Bar("rllib_ratio", 3.0, above=True),
     Bar("single_process_ratio", 1.0, above=True),
     Bar("replay_sample_us", 50.0),
@@ -64,6 +66,7 @@ TARGETS = {
     "ppo_cartpole_steps_to_475": Target("ppo", "CartPole-v1", 100_000, 5_000, stop_at=475.0),
     "impala_cartpole_steps_to_475": Target("impala", "CartPole-v1", 500_000, 5_000, stop_at=475.0),
     "acrobot_return": Target("ppo", "Acrobot-v1", 100_000, 50_000),
+    "impala_acrobot_return": Target("impala", "Acrobot-v1", 150_000, 50_000),
 }
 
 
@@ -114,7 +117,9 @@ def learning_figures(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[s
     for key in ("ppo_cartpole_steps_to_475", "impala_cartpole_steps_to_475"):
         steps = [row["steps"] if row["reached"] else math.inf for row in found[key]]
         figures |= {f"{key}_max": max(steps), f"{key}_median": statistics.median(steps)}
-    return figures | {"acrobot_return": min(row["evaluations"][-1][1] for row in found["acrobot_return"])}
+    for key in ("acrobot_return", "impala_acrobot_return"):
+        figures[key] = min(row["evaluations"][-1][1] for row in found[key])
+    return figures
 
 
 def speed_figures(found: Mapping[str, Sequence[Row]]) -> dict[str, float]:
