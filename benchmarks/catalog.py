@@ -1,9 +1,13 @@
-"""Karn's catalogue: how long a lookup takes, in process and in the actor, and how far estimates of latency are off.
+"""Karn's catalogue and Urza's store: how long a lookup and a fetch take, and how far estimates of latency are off.
 
 - ``lookup_*``: one query for a slot that was asked for before, or one lookup by number, in turns, in this process.
 - ``first_query_*``: a query for a slot that nobody asked for yet: all blueprints are sized up.
 - ``lookup_actor_*``: the actor's own time for the same, without the hop; ``hop_*`` is what a caller waits.
 - ``latency_off_*``: the estimate of a step over its measured processor time, or the inverse, whichever is larger.
+- ``fetch_hot_*``, ``fetch_cold_*``: a kernel from the store in this process, from memory and from a disk that has
+  forgotten it; ``fetch_actor_*``: through Urza's actor, the hop included.
+- ``hit_rate``: of what short runs fetch after a first one, how much was in memory.
+- ``recovery_10k_s``: opening a store of 10,000 entries after its writer was killed; ``verify_10k_s``: reading them all.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import common
+from benchmarks import catalog_store, common
 from benchmarks.common import Bar, percentile
 from esper_ray import config as configuration
 from esper_ray.actors.clients import ByName, RayAnswer
@@ -28,8 +32,27 @@ from esper_ray.karn.properties import SLOTS
 from esper_ray.runtime import connect
 from esper_ray.tezzeret import compiler
 
-BARS = (Bar("lookup_p99_us", 50.0), Bar("lookup_actor_p99_ms", 1.0))
+BARS = (
+    Bar("lookup_p99_us", 50.0),
+    Bar("lookup_actor_p99_ms", 1.0),
+    Bar("fetch_hot_p99_ms", 0.1),
+    Bar("fetch_actor_p50_ms", 2.0),
+    Bar("fetch_actor_p99_ms", 5.0),
+    Bar("fetch_cold_p99_ms", 20.0),
+    Bar("hit_rate", 0.99, reach=True),
+    Bar("recovery_10k_s", 1.0),
+)
 BATCH = 64
+_SHORT = (
+    "run.epochs=8",
+    "run.train_samples=640",
+    "run.validation_samples=200",
+    "run.test_samples=200",
+    "run.host_width=8",
+    "run.threads=1",
+    "forge.compile=never",
+)
+"""A run of some seconds in which blocks are asked for."""
 _ASKED = ("conv-16x24x24", "conv-32x12x12", "conv-64x6x6", "sequence-64x32", "vector-24")
 
 
@@ -70,12 +93,11 @@ def in_process(count: int) -> dict[str, float]:
     }
 
 
-def in_the_actor(count: int) -> dict[str, float]:
-    """Bring the system up and ask Karn."""
+def in_the_actors(count: int, runs: int) -> dict[str, float]:
+    """Bring the system up, ask Karn and Urza, and let short runs ask Urza."""
     with tempfile.TemporaryDirectory(prefix="esper-") as home:
-        config = configuration.load(
-            None, [f"home={home}", "ray.namespace=catalog", "nissa.port=0", "forge.compile=never"]
-        )
+        own = (f"home={home}", "ray.namespace=catalog", "nissa.port=0")
+        config = configuration.load(None, [*own, *_SHORT])
         with connect(config, say=common.console.print) as session:
             session.up()
             karn = ByName("karn", config.ray.namespace)
@@ -85,8 +107,12 @@ def in_the_actor(count: int) -> dict[str, float]:
                 RayAnswer[Any](karn, "query", _ASKED[number % len(_ASKED)]).wait(30.0)
                 hops.append((time.perf_counter() - start) * 1e3)
             health = RayAnswer[dict[str, Any]](karn, "health").wait(30.0)
+            fetches = catalog_store.in_the_actor(session, count)
+            hits = catalog_store.hit_rate(session, config, runs)
     assert health is not None
     return {
+        **fetches,
+        **hits,
         "lookup_actor_p99_ms": health["lookup_p99_ms"],
         "hop_p50_ms": percentile(hops, 50),
         "hop_p99_ms": percentile(hops, 99),
@@ -115,13 +141,19 @@ def estimates() -> dict[str, float]:
     return {"latency_off_p50_ratio": percentile(off, 50), "latency_off_p90_ratio": percentile(off, 90)}
 
 
-def measure(count: int) -> dict[str, Any]:
-    return {**in_process(count), **estimates(), **in_the_actor(max(1000, count // 100))}
+def measure(count: int, runs: int) -> dict[str, Any]:
+    return {
+        **in_process(count),
+        **catalog_store.in_process(count // 10),
+        **catalog_store.recovery(),
+        **estimates(),
+        **in_the_actors(max(1000, count // 100), runs),
+    }
 
 
 def main() -> None:
     given = common.parser(__doc__).parse_args()
-    common.run("catalog", BARS, lambda: measure(100_000 if given.quick else 1_000_000), given.json)
+    common.run("catalog", BARS, lambda: measure(100_000, 2) if given.quick else measure(1_000_000, 8), given.json)
 
 
 if __name__ == "__main__":

@@ -31,21 +31,22 @@ for number in range(int(sys.argv[2]), 100_000):
         store.heal(store.verify().findings)
         print("withdrawn", kernel.digest, flush=True)
 """
-_LONGEST_SECONDS = 0.1
+_LINES, _SECONDS = 12, 0.03
 
 
-def kill_a_writer(folder: Path, life: int, seconds: float) -> list[list[str]]:
-    """Let one write for so long after its first sign of life, kill it, and give what it had said."""
+def kill_a_writer(folder: Path, life: int, lines: int, seconds: float) -> list[list[str]]:
+    """Let one write until it said so many lines and for some time more, kill it, and give all that it had said."""
     command = [sys.executable, "-c", _WRITER, str(folder), str(1000 * life)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "begin\n"
+        begun = "".join(writer.stdout.readline() for _ in range(lines))
         with contextlib.suppress(subprocess.TimeoutExpired):
             writer.wait(seconds)
         writer.kill()
-        rest = writer.stdout.read()
+        said = begun + writer.stdout.read()
     assert writer.returncode == -9, "it ended by itself"
-    return [line.split() for line in rest.split("\n")[:-1]]
+    return [line.split() for line in said.split("\n")[:-1]]
 
 
 def look(folder: Path, said: list[list[str]]) -> None:
@@ -78,7 +79,7 @@ def kill_at_random(folder: Path, kills: int, seed: int) -> int:
         place = folder / str(number // 20)
         if number % 20 == 0:
             said: list[list[str]] = []
-        said += kill_a_writer(place, number % 20, chance.uniform(0.0, _LONGEST_SECONDS))
+        said += kill_a_writer(place, number % 20, chance.randint(0, _LINES), chance.uniform(0.0, _SECONDS))
         look(place, said)
         stored += sum(word == "stored" for word, _ in said) if number % 20 == 19 or number == kills - 1 else 0
     return stored
