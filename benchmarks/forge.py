@@ -188,7 +188,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         if given.only != "slowdown":
             parts.append(catalogue(Path(folder), slots, given))
         if given.only != "catalogue":
-            settings = ["run.mode=lockstep", f"run.epochs={epochs}"]
+            settings = ["run.mode=lockstep", f"run.epochs={epochs}", *given.set]
             parts.append(slowdown(Path(folder), given.pairs or (2 if given.quick else 6), settings))
     for part in parts:
         tables = part.pop("tables")
@@ -202,6 +202,9 @@ def main() -> None:
     parser.add_argument("--only", choices=("catalogue", "slowdown"), help="one of the two parts")
     parser.add_argument("--pairs", type=int, default=0, help="pairs of runs for the slowdown")
     parser.add_argument("--slots", nargs="+", help="which slots blocks are made for, such as conv-32x12x12")
+    parser.add_argument(
+        "--set", nargs="+", default=[], help="settings of the runs for the slowdown", metavar="KEY=VALUE"
+    )
     parser.add_argument("--jobs", type=int, default=2, choices=(1, 2), help="jobs at a time")
     parser.add_argument("--strategy", default="standard", choices=("fast", "standard", "aggressive"))
     parser.add_argument("--device", default="cpu", help="cpu or cuda: where the blocks run")
