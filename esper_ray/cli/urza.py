@@ -109,6 +109,20 @@ def verify(
 
 
 @app.command()
+def stats(config: File = None, settings: Settings = None, as_json: Json = False) -> None:
+    """Show how much is stored, and in a running system what each tier has served since Urza started."""
+    with _urza(config, settings) as (ask, _):
+        found: dict[str, float | str] = ask("stats")
+    if as_json:
+        _line(found)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in found.items():
+        table.add_row(name.replace("_", " "), f"{value:,.0f}" if isinstance(value, int | float) else value)
+    console.print(table)
+
+
+@app.command()
 def withdrawn(config: File = None, settings: Settings = None, as_json: Json = False) -> None:
     """List the versions that were withdrawn, with the reason of each, the newest first."""
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)

@@ -62,6 +62,12 @@ def test_a_whole_store_is_said_to_be_whole(home: Path) -> None:
     assert "Nothing was withdrawn" in urza("withdrawn")
 
 
+def test_figures_are_shown(home: Path) -> None:
+    found = json.loads(urza("stats", "--json"))
+    assert (found["kernels"], found["breaker"], found["write_breaker"]) == (2, "CLOSED", "CLOSED")
+    assert "kernels" in urza("stats")
+
+
 def test_damage_is_named_and_removed_only_when_healing_is_asked_for(home: Path) -> None:
     store = Store(home / "urza")
     kernel = store.get(SPEC)
