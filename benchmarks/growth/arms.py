@@ -30,7 +30,7 @@ class Arm:
 
 
 GROWING = ("grown", "random", "periodic", "learned")
-PEERS = ("gradmax", "net2net")
+PEERS = ("gradmax", "net2net", "gromo")
 SEARCHES = ("asha", "grid")
 CONTROLLER_OF: Mapping[str, str] = {
     "grown": "heuristic",
@@ -57,12 +57,14 @@ HEADLINE = (
     *_like_grown("final", "host", "random", "periodic"),
 )
 """Run with as many random seeds as the task says."""
-CURVES = (*_at("host", 0.1, 0.2, 0.4, 0.6), *_at("final", 0.1, 0.2), *_at("grown", 0.1, 0.2, 0.4, 1.0))
-OTHERS = (*_like_grown(*PEERS), *_like_grown(*SEARCHES))
+CURVES = (*_at("host", 0.1, 0.2, 0.4, 0.6), *_at("final", 0.1, 0.2), *_at("grown", 0.1, 0.2, 0.4, 0.8, 1.0))
+OTHERS = (*_like_grown("gradmax", "net2net"), *_like_grown(*SEARCHES))
 LEARNED = (Arm("learned=grown", "learned", like="grown"),)
 """Only where a policy was promoted."""
+TABLES_ONLY = _like_grown("gromo")
+"""Only where the task is a table and GroMo is installed."""
 QUICK = ("final", "host", "grown", "final@0.6", "grown@0.6", "final=grown")
-ARMS: Mapping[str, Arm] = {arm.name: arm for arm in (*HEADLINE, *CURVES, *OTHERS, *LEARNED)}
+ARMS: Mapping[str, Arm] = {arm.name: arm for arm in (*HEADLINE, *CURVES, *OTHERS, *LEARNED, *TABLES_ONLY)}
 
 
 def needs(arm: Arm) -> tuple[str, ...]:

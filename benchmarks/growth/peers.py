@@ -4,11 +4,13 @@
 |---|---|
 | gradmax | a residual pair of layers: the first is zero, the second is what makes the first one's gradient largest |
 | net2net | a pair of layers that begins as the identity, with a little noise |
+| gromo | none: it widens; see `gromo_peer` |
 
 Evci et al. 2022, arXiv:2201.05125, section 3; Chen et al. 2016, arXiv:1511.05641, section 2.3.
 
-There are no shadow passes, gates or counterfactual measurements, so these have more steps for the same FLOPs. Blocks
-have about the parameters of the final-size model's. A newborn's rate rises as a seed's does.
+There are no shadow passes, gates or counterfactual measurements, so these have more steps for the same FLOPs. GradMax's
+blocks have about the parameters of the final-size model's; an identity is as wide as its slot, or twice as wide. A
+newborn's rate rises as a seed's does.
 """
 
 from __future__ import annotations
@@ -126,6 +128,17 @@ class PeerLoop(Loop):
         self.planned = {block.slot: block for block in task.blocks}
         self.grown: tuple[int, ...] = ()
 
+    @property
+    def structure(self) -> tuple[int, ...]:
+        """Models of equal structure cost the same."""
+        return self.grown
+
+    def boundary(self) -> None:
+        """Between two epochs."""
+
+    def mature(self) -> None:
+        """Become at once what it would grow to, so that it is known what that costs."""
+
     def grow(self, index: int) -> None:
         """Put a newborn into that slot."""
         slot = self.task.slots[index]
@@ -164,7 +177,7 @@ class PeerLoop(Loop):
 
     def train_step(self) -> None:
         inputs, targets = self._batch(self.step)
-        with self.meter.charge(("step", self.grown), len(targets)):
+        with self.meter.charge(("step", self.structure), len(targets)):
             loss = self.task.loss(self.model(inputs), targets)
             loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
@@ -173,6 +186,19 @@ class PeerLoop(Loop):
         self.groups.optimizer.zero_grad(set_to_none=True)
         self._loss_sum += loss.detach()
         self.step += 1
+
+
+def loop_of(family: str) -> type[PeerLoop]:
+    """GroMo's own loop is loaded only where it is wanted: the library need not be there.
+
+    Raises:
+        ImportError: it is wanted, and not there.
+    """
+    if family != "gromo":
+        return PeerLoop
+    from benchmarks.growth.gromo_peer import GromoLoop
+
+    return GromoLoop
 
 
 def train(
@@ -184,19 +210,19 @@ def train(
     }
     steps = _affordable(task, config, home, family, births, budget)
     processor, start = time.process_time(), time.perf_counter()
-    loop = PeerLoop(task, config, home, family)
+    loop = loop_of(family)(task, config, home, family)
     loop.steps_per_epoch = math.ceil(steps / config.run.epochs)
     loop.begin(steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.run.seed, family))
         while loop.step < steps:
             _one_epoch(loop, births)
-    quality = evaluate(loop.model, loop.validation, loop.meter, ("evaluate", loop.grown))
+    quality = evaluate(loop.model, loop.validation, loop.meter, loop.structure)
     test = evaluate(loop.model, loop.task.data.test, CostMeter(), "test")
     return {
         "validation_accuracy": quality.accuracy, "validation_loss": quality.loss, "test_accuracy": test.accuracy,
         "test_loss": test.loss, "flops": loop.meter.total, "steps": loop.step,
-        "parameters": sum(parameter.numel() for parameter in loop.model.parameters()),
+        "parameters": len(nn.utils.parameters_to_vector(loop.model.parameters())),
         "host_parameters": loop.host_parameters, "born": len(loop.grown), "fossilized": len(loop.grown), "culled": 0,
         "processor_seconds": time.process_time() - processor, "wall_seconds": time.perf_counter() - start,
     }  # fmt: skip
@@ -210,14 +236,15 @@ def _one_epoch(loop: PeerLoop, births: Mapping[int, float]) -> None:
                 loop.grow(slot)
         loop.train_step()
     loop.epoch += 1
-    evaluate(loop.model, loop.validation, loop.meter, loop.grown)
+    evaluate(loop.model, loop.validation, loop.meter, loop.structure)
+    loop.boundary()
 
 
 def _affordable(
     task: StudyTask, config: Config, home: Path, family: str, births: Mapping[int, float], budget: float
 ) -> int:
     """How many steps the budget pays for. One step of each structure is done on a model of its own to know its cost."""
-    loop = PeerLoop(task, config, home, family)
+    loop = loop_of(family)(task, config, home, family)
     loop.begin(1)
     order = sorted(births, key=lambda slot: births[slot])
     costs, once = [], 0.0
@@ -225,11 +252,12 @@ def _affordable(
         if slot is not None:
             before = loop.meter.total
             loop.grow(slot)
+            loop.mature()
             once += loop.meter.total - before
         before = loop.meter.total
         loop.train_step()
         step, before = loop.meter.total - before, loop.meter.total
-        evaluate(loop.model, loop.validation, loop.meter, loop.grown)
+        evaluate(loop.model, loop.validation, loop.meter, loop.structure)
         costs.append((step, loop.meter.total - before))
     edges = [0.0, *(births[slot] for slot in order), 1.0]
     shares = [after - before for before, after in itertools.pairwise(edges)]

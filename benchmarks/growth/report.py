@@ -26,6 +26,7 @@ COMPARED = (
     ("grown", "learned=grown", "the learned policy, same FLOPs"),
     ("grown", "gradmax=grown", "GradMax, same FLOPs"),
     ("grown", "net2net=grown", "identity morph, same FLOPs"),
+    ("grown", "gromo=grown", "GroMo, same FLOPs"),
     ("grown", "asha=grown", "ASHA over the same blocks, same FLOPs in all"),
     ("grown", "grid=grown", "a grid of sizes, same FLOPs in all"),
 )

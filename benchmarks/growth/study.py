@@ -39,7 +39,13 @@ class Bench:
     def identity(self, arm: Arm, seed: int) -> str:
         """The code that decides this result, its settings, and the results that its budget comes from."""
         grows = arm.family in (*arms.GROWING, *arms.SEARCHES)
-        own = {"gradmax": ("peers.py",), "net2net": ("peers.py",), "asha": ("search.py",), "grid": ("search.py",)}
+        own = {
+            "gradmax": ("peers.py",),
+            "net2net": ("peers.py",),
+            "gromo": ("peers.py", "gromo_peer.py"),
+            "asha": ("search.py",),
+            "grid": ("search.py",),
+        }
         study = (*runs.STUDY_CODE, *own.get(arm.family, ()))
         return runs.identity(
             {

@@ -72,7 +72,13 @@ def _task(name: str, *settings: str, blocks: tuple[Block, ...], metric: Metric, 
 
 
 _PICTURES = _everywhere("BP009", 3)
-_GLYPHS = ("run.batch_size=32", "run.epochs=16", "run.boundary_every=44", "run.validation_samples=500")
+_GLYPHS = (
+    "run.difficulty=0.4",
+    "run.batch_size=32",
+    "run.epochs=16",
+    "run.boundary_every=44",
+    "run.validation_samples=500",
+)
 _DIGITS = ("run.dataset=digits", "run.epochs=16", "run.boundary_every=44")
 _PYCODE = (
     "run.task=transformer-lite", "run.dataset=pycode", "run.batch_size=32", "run.context=32", "run.epochs=16",
@@ -85,7 +91,7 @@ _TABULAR = (
 
 
 def _tasks() -> Iterator[StudyTask]:
-    yield _task("glyphs-8", *_GLYPHS, blocks=_PICTURES, metric="points", margin=0.5, seeds=10)
+    yield _task("glyphs-8", *_GLYPHS, blocks=_PICTURES, metric="points", margin=0.5, rate=0.02, seeds=10)
     yield _task("digits-4", *_DIGITS, blocks=_PICTURES, metric="bits", margin=0.01)
     yield _task("pycode-8", *_PYCODE, blocks=_everywhere("BP027", 2), metric="bits", margin=0.01)
     yield _task("tabular-8", *_TABULAR, blocks=_everywhere("BP032", 2), metric="points", margin=0.5)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from esper_ray import config as configuration
+from esper_ray import inprocess
 from esper_ray.tolaria.costs import CostMeter
+from esper_ray.tolaria.trainer import RunRequest, Trainer
+from tests.tiny_runs import SETTINGS
 
 WEIGHT = torch.ones(10, 20)
 PER_SAMPLE = 2 * 10 * 20
@@ -40,3 +46,22 @@ def test_a_resumed_meter_goes_on_without_measuring_again():
     with resumed.charge("a", 4, later=True):
         pass
     assert resumed.total == 4 * 4 * PER_SAMPLE
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_is_charged_for_all_that_it_computed_and_for_seeds_that_failed_too(tmp_path):
+    settings = (*SETTINGS, "run.mode=lockstep", "run.epochs=9", "seeds.gain_errors=1000", "seeds.max_stage_epochs=1")
+    config = configuration.load(None, [f"home={tmp_path}", *settings])
+    around = inprocess.surroundings(config)
+    # Once before, so that the forge's own work, which is no part of a run, is done.
+    Trainer(RunRequest("before", config), around).run()
+    trainer = Trainer(RunRequest("counted", config), around)
+    with FlopCounterMode(display=False) as computed:
+        trainer.open()
+        while trainer.step < trainer.total_steps:
+            trainer.one_epoch()
+    trainer.meter.settle()
+    trainer.close()
+    assert trainer.garden.culled >= 2
+    # G0 looks at a newborn with four samples, which is not charged; what was done too seldom is charged as the dearest.
+    assert 0.995 < computed.get_total_flops() / trainer.meter.total < 1.005
