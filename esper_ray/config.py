@@ -148,6 +148,9 @@ class SeedConfig(Section):
         "leave_one_out",
         description="what each of several live seeds is worth: with all others on, or over all on/off combinations",
     )
+    measure_samples: int = Field(
+        500, ge=0, description="validation samples on which live seeds are measured on against off; 0: all"
+    )
     loss_weights: Literal["equal", "gain"] = Field(
         "equal", description="weights of the live seeds' losses: all 1, or by what each was last measured to gain"
     )
