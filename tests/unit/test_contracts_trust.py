@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from esper_ray.cli.app import app
 from esper_ray.contracts import codec, keys, leyline_pb2, refusals, schema, signing
 from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.nonces import NonceMemory
@@ -150,6 +152,20 @@ def test_a_second_rotation_within_a_day_is_refused_unless_it_is_forced(tmp_path:
     assert third.keys[1] == second.keys[0]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert rotate_keys(path, force=True).keys[1] == third.keys[0]
+
+
+def test_the_command_rotates_and_lists_the_keys_and_shows_no_secret(tmp_path: Path) -> None:
+    path, runner = tmp_path / "keys" / "signing", CliRunner()
+    first = load_keys(path)
+
+    rotated = runner.invoke(app, ["keys", "rotate", "--set", f"home={tmp_path}"])
+    listed = runner.invoke(app, ["keys", "list", "--set", f"home={tmp_path}"])
+
+    there = load_keys(path)
+    assert there.keys[1] == first.keys[0]
+    assert rotated.stdout == listed.stdout
+    assert listed.stdout.split() == [there.keys[0][0], "signs", "and", "verifies", there.keys[1][0], "verifies"]
+    assert not any(secret.hex() in listed.stdout for _, secret in there.keys)
 
 
 def test_keys_of_the_environment_are_not_rotated_behind_its_back(

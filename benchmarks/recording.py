@@ -1,0 +1,90 @@
+"""A recording of what a demo run sent, as `benchmarks.packets` writes it: one JSON object a line, compressed.
+
+The contracts are tested and measured on one that is checked in.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from esper_ray.contracts import codec, learning
+from esper_ray.contracts.enums import BusMessageType, MessagePriority
+from esper_ray.errors import ContractError
+
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "demo.jsonl.gz"
+MEANING = GOLDEN.with_name("demo.meaning.json")
+DECODERS: dict[str, Callable[[bytes], Any]] = {
+    "SystemStatePacket": lambda data: codec.decode_state([data]),
+    "AdaptationCommand": codec.decode_command,
+    "FieldReport": codec.decode_report,
+    "TelemetryPacket": codec.decode_telemetry,
+    "DecisionRecord": learning.decode_decision,
+    "GateEvent": codec.decode_gate,
+    "EmergencySignal": codec.decode_emergency,
+    "PolicyUpdate": learning.decode_policy_update,
+    "KernelCatalogUpdate": codec.decode_catalog_update,
+}
+_DESCRIBED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One message of the recording; ``kind`` is the payload's message by name."""
+
+    kind: str
+    type: BusMessageType
+    priority: MessagePriority
+    payload: bytes
+
+
+@cache
+def load(file: Path = GOLDEN) -> tuple[Packet, ...]:
+    """The messages in the order in which they came."""
+    with gzip.open(file, "rt") as lines:
+        return tuple(_packet(json.loads(line)) for line in lines)
+
+
+def save(packets: Iterable[Packet], file: Path) -> None:
+    """The same packets give the same bytes."""
+    with file.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as out:
+        for each in packets:
+            row = {
+                "kind": each.kind,
+                "type": each.type.name,
+                "priority": each.priority.name,
+                "payload": each.payload.hex(),
+            }
+            out.write((json.dumps(row) + "\n").encode())
+
+
+def describe(packets: Iterable[Packet]) -> list[dict[str, str]]:
+    """Of each kind the longest messages that stand alone: their bytes, and what they say."""
+    found: dict[str, dict[bytes, str]] = {}
+    for each in sorted(packets, key=lambda packet: -len(packet.payload)):
+        said = found.setdefault(each.kind, {})
+        if len(said) < _DESCRIBED:
+            try:
+                said[each.payload] = repr(DECODERS[each.kind](each.payload))
+            except ContractError:
+                # One of several packets of a state says nothing by itself.
+                continue
+    return [
+        {"kind": kind, "payload": payload.hex(), "says": text}
+        for kind, said in sorted(found.items())
+        for payload, text in said.items()
+    ]
+
+
+def _packet(row: dict[str, str]) -> Packet:
+    return Packet(
+        row["kind"],
+        BusMessageType[row["type"]],
+        MessagePriority[row["priority"]],
+        bytes.fromhex(row["payload"]),
+    )
