@@ -72,8 +72,10 @@ def take_back(garden: Garden) -> list[int]:
 def _impossible(garden: Garden, command: AdaptationCommand) -> str:
     """Why the lifecycle does not allow the command now; the gates are not asked."""
     directive = command.seed_directive
-    if directive is None or not 0 <= command.slot < len(garden.slots):
-        return "it names no operation or no slot of this model"
+    if directive is None:
+        return f"{command.type.name} is nothing that the seeds of a model can follow"
+    if not 0 <= command.slot < len(garden.slots):
+        return f"the model has no slot {command.slot}"
     slot, operation = garden.slots[command.slot], directive.operation
     if command.seed and (slot.seed is None or slot.seed.number != command.seed):
         return f"there is no seed {command.seed} in that slot"

@@ -31,7 +31,13 @@ _CURVES = {
 # What comes after a cull is the slot's rest, and no longer the life of the seed that was in it.
 _SLOT_RESTS = frozenset({"EMBARGOED", "RESETTING", "DORMANT"})
 _TOTALS = {"md": "missed_deadlines", "iv": "isolation_violations", "sc": "seeds_culled"}
-_LATEST = {"sl": "seeds_live", "sf": "seeds_fossilized", "ic": "isolation_checks", "em": "emergency_level"}
+_LATEST = {
+    "sl": "seeds_live",
+    "sf": "seeds_fossilized",
+    "ic": "isolation_checks",
+    "em": "emergency_level",
+    "rk": "risk_level",
+}
 
 
 @dataclass(slots=True)

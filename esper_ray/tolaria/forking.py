@@ -72,8 +72,9 @@ def _write_rows(trainer: Trainer, fork: Fork, taken_back: set[int], commands: li
             found = [kept for row in found if (kept := _without(row, fork.epoch, taken_back))]
             made = trainer.garden.drain_events()
             made += [rows.decided([each], why=each.annotations["why"], refused=[]) for each in commands]
-            found += [{"epoch": fork.epoch, "step": trainer.step, **row} for row in made]
-            trainer.recorder.tell(fork.epoch, made)
+            own = [{"epoch": fork.epoch, "step": trainer.step, **row} for row in made]
+            trainer.recorder.tell(fork.epoch, own)
+            found += own
         atomic.write_text(trainer.folder / name, "".join(f"{json.dumps(row)}\n" for row in found))
 
 

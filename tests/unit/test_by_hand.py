@@ -53,8 +53,14 @@ class Person:
     def says(self, text, author="anna", why="", **changes):
         clock, trainer = self.trainer.around.clock, self.trainer
         self._count += 1
-        given = {"run": "r", "author": author, "now_ns": clock.now_ns() + self._count, "approved": ("BP038",), "why": why}
-        command = by_hand.command(by_hand.parse(text), trainer.task.slots, **given)
+        given = {
+            "run": "r",
+            "author": author,
+            "now_ns": clock.now_ns() + self._count,
+            "approved": ("BP038",),
+            "why": why,
+        }
+        command = by_hand.command(by_hand.parse(text), trainer.task.slots, approved=("BP038",), **given)
         command = replace(command, **changes)
         self.sends(command, author)
         return command
@@ -266,9 +272,7 @@ def test_a_rollback_takes_a_persons_decision_back_for_good_and_says_so(tmp_path,
 
 
 def made(text, approved=()):
-    return by_hand.command(
-        by_hand.parse(text), SLOTS, run="r", author="anna", now_ns=7, approved=approved, why="so"
-    )
+    return by_hand.command(by_hand.parse(text), SLOTS, run="r", author="anna", now_ns=7, approved=approved, why="so")
 
 
 def test_slots_and_blocks_are_found_by_number_and_by_name():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from esper_ray.actors.resources import ACTORS, EVERYONE, check_capacity, gpu_share, options, table
-from esper_ray.config import Config, describe, load
+from esper_ray.config import Config, build, changed, describe, load, of_old
 from esper_ray.errors import ConfigError, EnvironmentFault
 
 
@@ -129,3 +129,16 @@ def test_too_little_room_is_told_as_needed_against_available() -> None:
     with pytest.raises(EnvironmentFault, match=r"need 1\.9 CPU, and 0\.5 of the cluster's 2 are free"):
         check_capacity(specs, Config(), cluster={"CPU": 2}, available={"CPU": 0.5})
     check_capacity(specs, Config(), cluster={"CPU": 2}, available={"CPU": 2})
+
+
+def test_a_key_that_became_another_is_named_with_the_new_one_and_read_in_stored_files() -> None:
+    with pytest.raises(ConfigError, match=r"It is called seeds\.probation_epochs"):
+        load(None, ["tamiyo.probation_epochs=3"])
+    stored: dict[str, dict[str, int]] = {
+        "tamiyo": {"probation_epochs": 3, "window": 4},
+        "seeds": {"probation_epochs": 2},
+    }
+    config = build(of_old(stored))
+    assert (config.seeds.probation_epochs, config.tamiyo.window) == (3, 4)
+    assert stored["tamiyo"]["probation_epochs"] == 3, "what is stored stays"
+    assert changed(stored, ["tamiyo.window=5"]).tamiyo.window == 5

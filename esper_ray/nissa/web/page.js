@@ -197,6 +197,7 @@ function tiles(run) {
     [`${totals.seeds_live ?? 0} · ${totals.seeds_fossilized ?? 0}`, "seeds growing · fossilised"],
     [last.boundary === undefined ? "–" : `${last.boundary.toFixed(1)} ms`, "last boundary"],
     [`${totals.missed_deadlines ?? 0}`, "missed deadlines"],
+    ...(totals.risk_level ? [[["", "green", "yellow", "orange", "red", "critical"][totals.risk_level], "risk"]] : []),
     ...(run.facts.test_accuracy ? [[percent(Number(run.facts.test_accuracy)), "test accuracy"]] : []),
   ];
   $("tiles").replaceChildren(...shown.map(([value, name]) => el("div", { class: "tile" }, el("b", {}, value), el("span", {}, name))));
