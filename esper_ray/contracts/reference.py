@@ -35,7 +35,7 @@ Every envelope is signed with HMAC-SHA-256 over its canonical bytes. The key is 
 `keys/signing` of the home folder with mode 0600, or given in `ESPER_KEYS` (`id:hex,id:hex`, the first signs). Two keys
 are good at a time: `esper keys rotate` puts a new one in front of the present one, and running processes follow within
 a second. What was signed with the present key stays good until the next rotation, which is why that is refused for a
-day unless it is forced. Keys appear in no log and no error.
+day unless it is forced; kernels that were sealed before that are made again. Keys appear in no log and no error.
 
 Commands that are handed over directly must be at most {budgets.COMMAND_FRESH_SECONDS:.0f} s old, and their nonce is
 accepted once; a run remembers nonces for {budgets.NONCE_MEMORY_SECONDS / 60:.0f} minutes, also after it was killed and

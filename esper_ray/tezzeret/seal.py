@@ -15,6 +15,7 @@ from typing import Any
 from esper_ray.contracts.keys import KeyRing
 from esper_ray.contracts.ports import Kernel
 from esper_ray.errors import AuthenticityError
+from esper_ray.reliability.clock import SYSTEM_CLOCK
 from esper_ray.reliability.ids import digest
 
 FIELD, TENSORS = "seal", "tensors"
@@ -29,7 +30,7 @@ def sealed(key: str, weights: bytes | memoryview, metadata: Mapping[str, Any], k
         weights: a safetensors file's bytes.
     """
     open_part = {**{name: value for name, value in metadata.items() if name != FIELD}, TENSORS: tensors(weights)}
-    key_id, secret = keys.keys[0]
+    key_id, secret = keys.signing(SYSTEM_CLOCK.monotonic())
     return {**open_part, FIELD: {"key": key_id, "mac": _mac(key, open_part, secret)}}
 
 
