@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,21 +63,26 @@ def save(packets: Iterable[Packet], file: Path) -> None:
             out.write((json.dumps(row) + "\n").encode())
 
 
-def describe(packets: Iterable[Packet]) -> list[dict[str, str]]:
+def says(kind: str, payload: bytes) -> Any:
+    """What a message says, as plain data: the order of a map's keys on the wire means nothing."""
+    return json.loads(json.dumps(asdict(DECODERS[kind](payload))))
+
+
+def describe(packets: Iterable[Packet]) -> list[dict[str, Any]]:
     """Of each kind the longest messages that stand alone: their bytes, and what they say."""
-    found: dict[str, dict[bytes, str]] = {}
+    found: dict[str, dict[bytes, Any]] = {}
     for each in sorted(packets, key=lambda packet: -len(packet.payload)):
         said = found.setdefault(each.kind, {})
         if len(said) < _DESCRIBED:
             try:
-                said[each.payload] = repr(DECODERS[each.kind](each.payload))
+                said[each.payload] = says(each.kind, each.payload)
             except ContractError:
                 # One of several packets of a state says nothing by itself.
                 continue
     return [
-        {"kind": kind, "payload": payload.hex(), "says": text}
+        {"kind": kind, "payload": payload.hex(), "says": what}
         for kind, said in sorted(found.items())
-        for payload, text in said.items()
+        for payload, what in said.items()
     ]
 
 
