@@ -15,19 +15,15 @@ from benchmarks.growth.tasks import StudyTask, Tuned
 SEED = 1000
 FACTORS = (0.5, 1.0, 2.0)
 FAMILIES = ("host", "final", "grown")
-SHORT = 0.6
-"""Share of F of the run that the margin comes from."""
 
 
 def tune(task: StudyTask, home: Path, families: tuple[str, ...] = FAMILIES) -> dict[str, Tuned]:
-    """Each family's best rate, printed as they are found; and the margin, if "final" is among them."""
+    """Each family's best rate, printed as they are found."""
     found: dict[str, Tuned] = {}
     for family in families:
         tried = {tuned: _trial(task, home, family, tuned) for tuned in _rates(task)}
         found[family] = min(tried, key=lambda tuned: float(tried[tuned]["validation_loss"]))
         _show(task, family, tried, found[family])
-        if family == "final":
-            _margin(task, home, found["final"], tried[found["final"]])
     return found
 
 
@@ -36,22 +32,12 @@ def _rates(task: StudyTask) -> Iterator[Tuned]:
 
 
 def _trial(task: StudyTask, home: Path, family: str, tuned: Tuned) -> dict[str, Any]:
+    half = f"run.boundary_every={task.config(SEED, family).run.boundary_every // 2}"
     if family in arms.GROWING:
-        config = task.config(SEED, family, f"tamiyo.controller={arms.CONTROLLER_OF[family]}", tuned=tuned)
+        config = task.config(SEED, family, half, f"tamiyo.controller={arms.CONTROLLER_OF[family]}", tuned=tuned)
         return runs.train(home, config, "grown")
-    config = task.config(SEED, family, tuned=tuned)
+    config = task.config(SEED, family, half, tuned=tuned)
     return runs.train(home, config, family, blocks=task.blocks if family == "final" else ())
-
-
-def _margin(task: StudyTask, home: Path, tuned: Tuned, whole: dict[str, Any]) -> None:
-    config = task.config(SEED, "final", tuned=tuned)
-    short = runs.train(home, config, "final", blocks=task.blocks, flops=SHORT * float(whole["flops"]))
-    points = 100 * (whole["validation_accuracy"] - short["validation_accuracy"])
-    nats = short["validation_loss"] - whole["validation_loss"]
-    common.console.print(
-        f"{task.name}: at {SHORT} F the final-size model lacks {points:.2f} points, {nats:.4f} nats; F is "
-        f"{whole['flops']:.4g} FLOPs and {whole['processor_seconds']:.1f} s of one processor"
-    )
 
 
 def _show(task: StudyTask, family: str, tried: dict[Tuned, dict[str, Any]], best: Tuned) -> None:
