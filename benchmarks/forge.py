@@ -139,7 +139,7 @@ def _line(spec: KernelSpec, found: Any) -> dict[str, Any]:
 def slowdown(folder: Path, pairs: int, settings: Sequence[str]) -> dict[str, Any]:
     """Whole runs beside a forge with everything to do, and beside one with nothing, in turns."""
     warm = folder / "warm"
-    _run(warm, [*settings, "run.epochs=1", "tamiyo.controller=never", "forge.compile=never"])
+    _run(warm, [*settings, "run.epochs=2", "tamiyo.controller=never", "forge.compile=never"])
     walls, busy, left = [], [], 0
     for pair in range(pairs):
         seconds = {}

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from esper_ray import cluster
+from esper_ray import cluster, runtime
+from esper_ray.actors import crew
 from esper_ray.cli import app
 from esper_ray.cli import forge as command
 from esper_ray.config import ForgeConfig
@@ -77,3 +78,38 @@ def test_an_order_that_somebody_dropped_is_an_error() -> None:
 
 def test_the_forge_has_a_setting_for_each_strategy() -> None:
     assert [ForgeConfig(strategy=name).strategy for name in STRATEGIES] == list(STRATEGIES)  # type: ignore[arg-type]
+
+
+class System:
+    """A session to a system whose forge is through with what it is given."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
+
+    def __enter__(self) -> System:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def ask(self, *call: object) -> object:
+        self.asked.append(call)
+        if call[:2] == ("tezzeret", "progress"):
+            return asdict(Progress("done", 1, 1, ready=True, note="1 of 1 kernels run compiled."))
+        return []
+
+
+def test_where_a_system_is_up_its_forge_is_given_the_order(tmp_path: Path, monkeypatch) -> None:
+    system = System()
+    monkeypatch.setattr(cluster, "locate", lambda config: "127.0.0.1:1")
+    monkeypatch.setattr(runtime, "connect", lambda config, **_: system)
+    monkeypatch.setattr(crew, "find", lambda name, namespace: object())
+    run = CliRunner().invoke(app, ["forge", "BP002@conv-4x3x3", "--table", "--set", f"home={tmp_path}"])
+    assert run.exit_code == 0, run.output
+    assert system.asked == [
+        ("tezzeret", "start_forge", ["BP002@conv-4x3x3"]),
+        ("tezzeret", "progress"),
+        ("urza", "list"),
+    ]
+    assert "1 of 1 kernels run compiled." in run.output
+    assert not (tmp_path / "urza").exists()
