@@ -1,6 +1,6 @@
 """Ablations of growing: which settings make it pay, at equal FLOPs.
 
-    python -m benchmarks.recipe --task glyphs --only when,birth      what is missing of these tables
+    python -m benchmarks.recipe --task small --only when,birth       what is missing of these tables
     python -m benchmarks.recipe --report                             the tables and plots of docs/method.md
 
 Each run is compared with the final size trained from scratch for as many FLOPs with the same random seed, read off a
@@ -16,14 +16,14 @@ from rich.progress import Progress
 
 from benchmarks import common
 from benchmarks.recipe import plots, report, runs
-from benchmarks.recipe.trials import SEEDS, TABLES, TASKS
+from benchmarks.recipe.trials import SEEDS, TABLES, TASKS, trials
 
 
 def main() -> None:
     options: argparse.ArgumentParser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--task", choices=list(TASKS), default="glyphs")
+    options.add_argument("--task", choices=list(TASKS), default="small")
     options.add_argument("--only", default="", metavar="TABLES", help=f"of {', '.join(TABLES)}; all without it")
     options.add_argument("--seeds", type=int, default=len(SEEDS), metavar="N", help="random seeds, from 100 on")
     options.add_argument("--report", action="store_true", help="write tables and plots from what is there, run nothing")
@@ -33,8 +33,8 @@ def main() -> None:
         plots.write()
         return
     names = given.only.split(",") if given.only else list(TABLES)
-    trials = {trial.name: trial for name in names for trial in TABLES[name].trials(given.task)}
-    wanted = [(trial, SEEDS[0] + k) for trial in trials.values() for k in range(given.seeds)]
+    kinds = {trial.name: trial for name in names for trial in trials(name, given.task)}
+    wanted = [(trial, SEEDS[0] + k) for k in range(given.seeds) for trial in kinds.values()]
     there = runs.done(given.task)
     missing = [(trial, seed) for trial, seed in wanted if (trial.name, seed) not in there]
     with Progress(console=common.console) as progress:

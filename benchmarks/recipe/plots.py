@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 
 from benchmarks.recipe import report, runs
 from benchmarks.recipe.report import Rows, of
-from benchmarks.recipe.trials import WHEN
+from benchmarks.recipe.trials import REFERENCE, WHEN
 
 DOCS = Path(__file__).parents[2] / "docs"
 COLOURS = {
@@ -31,21 +31,19 @@ COLOURS = {
 
 def write() -> None:
     """Draw what there are results for."""
-    rows = runs.done("glyphs")
+    rows = runs.done("small")
     frontier(rows, DOCS / "method-frontier.png")
-    life(rows, "recipe" if of(rows, "recipe") else "default", DOCS / "method-life.png")
+    if of(rows, REFERENCE.name):
+        life(rows, REFERENCE.name, DOCS / "method-life.png")
 
 
 def frontier(rows: Rows, file: Path) -> None:
     """Validation loss over FLOPs: scratch by length, grown by when it grew; each point is a mean over random seeds."""
     figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=120)
-    names = report.frontier_names("glyphs")
+    names = report.frontier_names("small")
     whole = statistics.fmean(row["flops"] for row in of(rows, names[-1]).values())
     _points(axes, rows, names, whole, "final size from scratch, by length", "o-", "#555555")
     _points(axes, rows, [trial.name for trial in WHEN], whole, "grown in 16 epochs, by when", "s-", "#31a354")
-    for name, marker in (("default", "^"), ("recipe", "*")):
-        if of(rows, name):
-            _points(axes, rows, [name], whole, name, marker, "#d62728")
     axes.set_xlabel("FLOPs of the run, as a share of F")
     axes.set_ylabel("validation loss, nats")
     axes.grid(alpha=0.3)
@@ -65,7 +63,7 @@ def _points(axes: Axes, rows: Rows, names: Sequence[str], whole: float, label: s
 def life(rows: Rows, name: str, file: Path) -> None:
     """One run: its loss beside the final size's over FLOPs, the stages of its seeds, and their gradients."""
     grown = min(of(rows, name).values(), key=lambda row: row["seed"])
-    scratch = rows[report.frontier_names("glyphs")[-1], grown["seed"]]
+    scratch = rows[report.frontier_names("small")[-1], grown["seed"]]
     figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(6.4, 7.2), dpi=120, height_ratios=(3, 1.4, 2))
     for row, label, colour in ((grown, "grown", "#31a354"), (scratch, "final size from scratch", "#555555")):
         top.plot(

@@ -12,7 +12,8 @@ import numpy as np
 
 from benchmarks.recipe import runs
 from benchmarks.recipe.runs import Row
-from benchmarks.recipe.trials import TABLES, TASKS
+from benchmarks.recipe.trials import ROWS
+from benchmarks.recipe.trials import frontier as lengths
 from esper_ray.reliability.intervals import Interval, interval
 
 HEAD = (
@@ -93,7 +94,7 @@ def _range(found: Interval | None, factor: float, digits: int) -> str:
 
 def frontier_names(task: str) -> list[str]:
     """The runs that make up a task's frontier; the last one costs F."""
-    return [f"scratch, {epochs} epochs" for epochs in TASKS[task].frontier]
+    return [trial.name for trial in lengths(task)]
 
 
 def write() -> None:
@@ -101,7 +102,7 @@ def write() -> None:
     text = DOCUMENT.read_text()
     for name, task in re.findall(r"<!-- table (\w+) (\w+) -->", text):
         names = frontier_names(task)
-        shown = [trial.name for trial in TABLES[name].trials(task)]
+        shown = names if name == "frontier" else [trial.name for trial in ROWS[name]]
         made = table(runs.done(task), names, shown, names[-1])
         place = re.compile(rf"(<!-- table {name} {task} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = place.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)  # type: ignore[misc]
