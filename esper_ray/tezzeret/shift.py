@@ -38,6 +38,7 @@ class Shift:
         self._forge = forge
         self._lock = threading.Lock()
         self._stopped, self._ordered = threading.Event(), threading.Event()
+        self._asked = False
         self._progress = Progress()
         self._thread: threading.Thread | None = None
         with self._lock:
@@ -58,6 +59,7 @@ class Shift:
                 self._progress = Progress("eager")
                 self._ordered.set()
             self._stopped.clear()
+            self._asked = True
             self._begin()
         return self.progress()
 
@@ -89,16 +91,17 @@ class Shift:
             try:
                 self._make(orders)
             except EsperError as error:
-                self._fail(str(error))
-                return
+                if self._fail(str(error)):
+                    return
             except Exception as error:
                 _log.exception("the forge failed")
-                self._fail(f"{type(error).__name__}: {error}")
-                return
+                if self._fail(f"{type(error).__name__}: {error}"):
+                    return
 
     def _next_orders(self) -> list[tuple[int, list[str]]]:
         with self._lock:
             self._ordered.clear()
+            self._asked = False
             orders = self._forge.ledger.orders()
             if not orders:
                 self._thread = None
@@ -106,10 +109,14 @@ class Shift:
                     self._progress = replace(self._progress, phase="stopped", current="")
             return orders
 
-    def _fail(self, note: str) -> None:
+    def _fail(self, note: str) -> bool:
+        """Give up until `start` is called; not where it was meanwhile, for what the store has just lost say."""
         with self._lock:
+            if self._asked:
+                return False
             self._thread = None
             self._progress = replace(self._progress, phase="failed", current="", note=note)
+            return True
 
     def _make(self, orders: Sequence[tuple[int, Sequence[str]]]) -> None:
         """All open orders in one go: first what training waits for, then what makes it faster."""
