@@ -67,19 +67,22 @@ def load_split(folder: Path, split: str, samples: int, *, difficulty: float, see
 def _draw_split(split: str, samples: int, difficulty: float, seed: int) -> tuple[Tensor, Tensor]:
     templates = draw_templates()
     blocks = [
-        _draw_block(templates, derive_seed(seed, "glyphs", split, start), min(_BLOCK, samples - start), difficulty)
+        draw_block(templates, derive_seed(seed, "glyphs", split, start), min(_BLOCK, samples - start), difficulty)
         for start in range(0, samples, _BLOCK)
     ]
     return torch.cat([images for images, _ in blocks]), torch.cat([labels for _, labels in blocks])
 
 
-def _draw_block(templates: Tensor, seed: int, count: int, difficulty: float) -> tuple[Tensor, Tensor]:
-    """``count`` samples: a distorted glyph, pieces of two others at the rim, uneven light, blur, noise."""
+def draw_block(templates: Tensor, seed: int, count: int, difficulty: float) -> tuple[Tensor, Tensor]:
+    """``count`` samples: a distorted glyph, pieces of two others at the rim, uneven light, blur, noise.
+
+    ``templates`` [fonts, classes, CANVAS, CANVAS] may be a part of `draw_templates`; labels are numbers in it.
+    """
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(len(CLASSES), (count,), generator=generator)
+    labels = torch.randint(templates.shape[1], (count,), generator=generator)
     image = _distorted(templates, labels, generator, difficulty, shift=0.12 * difficulty)
     for _ in range(2):
-        others = torch.randint(len(CLASSES), (count,), generator=generator)
+        others = torch.randint(templates.shape[1], (count,), generator=generator)
         clutter = _distorted(templates, others, generator, difficulty, shift=0.0, rim=True)
         strength = torch.rand(count, 1, 1, 1, generator=generator) * min(1.0, 0.7 * difficulty)
         image = torch.maximum(image, clutter * strength)
