@@ -71,13 +71,7 @@ def _task(name: str, *settings: str, blocks: tuple[Block, ...], metric: Metric, 
 
 
 _PICTURES = _everywhere("BP009", 3)
-_GLYPHS = (
-    "run.difficulty=0.4",
-    "run.batch_size=32",
-    "run.epochs=16",
-    "run.boundary_every=32",
-    "run.validation_samples=500",
-)
+_GLYPHS = ("run.epochs=16", "run.boundary_every=32")
 _DIGITS = ("run.dataset=digits", "run.epochs=16", "run.boundary_every=32")
 _PYCODE = (
     "run.task=transformer-lite", "run.dataset=pycode", "run.batch_size=32", "run.context=32", "run.epochs=16",
@@ -90,11 +84,26 @@ _TABULAR = (
 
 
 def _tasks() -> Iterator[StudyTask]:
-    yield _task("glyphs-8", *_GLYPHS, blocks=_PICTURES, metric="points", margin=1.0, seeds=10)
+    yield _task(
+        "glyphs-8",
+        "run.task=benchmarks.growth.halved:width8",
+        *_GLYPHS,
+        blocks=_PICTURES,
+        metric="points",
+        margin=1.0,
+        seeds=10,
+    )
     yield _task("digits-4", *_DIGITS, blocks=_PICTURES, metric="bits", margin=0.02)
     yield _task("pycode-8", *_PYCODE, blocks=_everywhere("BP027", 2), metric="bits", margin=0.02)
     yield _task("tabular-8", *_TABULAR, blocks=_everywhere("BP032", 2), metric="points", margin=1.0)
-    yield _task("glyphs-12", *_GLYPHS, blocks=_PICTURES, metric="points", margin=1.0)
+    yield _task(
+        "glyphs-12",
+        "run.task=benchmarks.growth.halved:width12",
+        *_GLYPHS,
+        blocks=_PICTURES,
+        metric="points",
+        margin=1.0,
+    )
     yield _task("digits-8", *_DIGITS, blocks=_PICTURES, metric="bits", margin=0.02)
     yield _task("pycode-16", *_PYCODE, blocks=_everywhere("BP027", 2), metric="bits", margin=0.02)
     yield _task("tabular-16", *_TABULAR, blocks=_everywhere("BP032", 2), metric="points", margin=1.0)

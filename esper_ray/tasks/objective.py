@@ -60,11 +60,14 @@ CLASSIFICATION = Objective(cross_entropy, cross_entropies, accuracies)
 def from_loss(loss: LossFunction, score: LossFunction | None = None) -> Objective:
     """An objective from a loss alone.
 
-    A sample's loss is the loss of a batch of one; so ``loss`` must be a mean over samples. Without ``score`` it is the
-    accuracy where targets are classes; else 1 / (1 + loss), which only orders models.
+    A sample's loss is the loss of a batch of one, so ``loss`` must be a mean over samples; that of
+    `torch.nn.functional.cross_entropy` is computed for all samples at once. Without ``score`` it is the accuracy where
+    targets are classes; else 1 / (1 + loss), which only orders models.
     """
 
     def losses(outputs: Tensor, targets: Tensor) -> Tensor:
+        if loss is F.cross_entropy and outputs.dim() == 2:
+            return cross_entropies(outputs, targets)
         return torch.stack([loss(outputs[i : i + 1], targets[i : i + 1]).float() for i in range(len(targets))])
 
     def guessed(outputs: Tensor, targets: Tensor) -> Tensor:
