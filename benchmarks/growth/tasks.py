@@ -15,9 +15,9 @@ Metric = Literal["points", "bits"]
 
 COMMON = ("run.mode=lockstep", "run.device=cpu", "run.threads=1", "tamiyo.record=false", "tamiyo.controller=heuristic")
 TUNING = (
-    "Three trials for each of host, final and grown, one run each of half the steps with random seed 1000, judged by "
-    "the loss on the validation split: half, once and twice the default peak rate, all with warm-up-stable-decay. What "
-    "else grows has the rate of grown."
+    "Four trials for each of host, final and grown, one run each of half the steps with random seed 1000, judged by "
+    "the loss on the validation split: half, once, twice and four times the default peak rate, all with "
+    "warm-up-stable-decay. What else grows has the rate of grown."
 )
 
 
@@ -67,7 +67,8 @@ def _everywhere(blueprint: str, slots: int) -> tuple[Block, ...]:
 
 def _task(name: str, *settings: str, blocks: tuple[Block, ...], metric: Metric, **more: Any) -> StudyTask:
     width = int(name.rpartition("-")[2])
-    return StudyTask(name, (f"run.host_width={width}", *settings), blocks, metric, **more)
+    tuned = _TUNED.get(name.partition("-")[0], {})
+    return StudyTask(name, (f"run.host_width={width}", *settings), blocks, metric, tuned=tuned, **more)
 
 
 _PICTURES = _everywhere("BP009", 3)
@@ -83,6 +84,16 @@ _TABULAR = (
 )  # fmt: skip
 
 
+def _rates(**found: float) -> Mapping[str, Tuned]:
+    return {family: Tuned(rate) for family, rate in found.items()}
+
+
+_TUNED = {
+    "glyphs": _rates(host=0.02, final=0.005, grown=0.02),
+}
+"""By data set: found with its first host size, and used with both."""
+
+
 def _tasks() -> Iterator[StudyTask]:
     yield _task(
         "glyphs-8",
@@ -95,7 +106,7 @@ def _tasks() -> Iterator[StudyTask]:
     )
     yield _task("digits-4", *_DIGITS, blocks=_PICTURES, metric="bits", margin=0.02)
     yield _task("pycode-8", *_PYCODE, blocks=_everywhere("BP027", 2), metric="bits", margin=0.02)
-    yield _task("tabular-8", *_TABULAR, blocks=_everywhere("BP032", 2), metric="points", margin=1.0)
+    yield _task("tabular-4", *_TABULAR, blocks=_everywhere("BP032", 2), metric="points", margin=1.0)
     yield _task(
         "glyphs-12",
         "run.task=benchmarks.growth.halved:width12",
@@ -106,7 +117,7 @@ def _tasks() -> Iterator[StudyTask]:
     )
     yield _task("digits-8", *_DIGITS, blocks=_PICTURES, metric="bits", margin=0.02)
     yield _task("pycode-16", *_PYCODE, blocks=_everywhere("BP027", 2), metric="bits", margin=0.02)
-    yield _task("tabular-16", *_TABULAR, blocks=_everywhere("BP032", 2), metric="points", margin=1.0)
+    yield _task("tabular-8", *_TABULAR, blocks=_everywhere("BP032", 2), metric="points", margin=1.0)
     if folder := os.environ.get("ESPER_CIFAR10"):
         found = ("run.dataset=cifar10", f"run.data_folder={folder}", "run.train_samples=45000", *_GLYPHS)
         yield _task("cifar10-16", *found, blocks=_PICTURES, metric="points", margin=1.0)

