@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper_ray import config as configuration
-from esper_ray.attaching.grower import EpochReport, Grower
+from esper_ray.attaching.grower import Grower
+from esper_ray.attaching.report import EpochReport
 from esper_ray.attaching.sockets import refuse_compiled
 from esper_ray.config import Config
 from esper_ray.contracts.budgets import HOST_PARAMETER_LIMIT

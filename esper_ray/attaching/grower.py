@@ -8,35 +8,35 @@ microsecond a step for each slot.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.flop_counter import FlopCounterMode
 
 from esper_ray import inprocess
+from esper_ray.attaching import ground, saving
 from esper_ray.attaching.companion import Companion
+from esper_ray.attaching.report import EpochReport
 from esper_ray.attaching.sockets import Sockets
 from esper_ray.config import Config
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.messages import SystemState
-from esper_ray.contracts.ports import RunOpening
 from esper_ray.contracts.signing import Signer, Verifier
 from esper_ray.errors import ConfigError, HostError
 from esper_ray.kasmina.export import export_model
 from esper_ray.kasmina.garden import Garden
 from esper_ray.kasmina.limits import Limits
+from esper_ray.kasmina.monitor import Rescaled
 from esper_ray.kasmina.slot import Seed
 from esper_ray.reliability.ids import new_run_id
-from esper_ray.tasks import hostgraph
 from esper_ray.tasks import slots as places
 from esper_ray.tasks.data import Split
 from esper_ray.tasks.objective import Objective
-from esper_ray.tasks.propose import Proposal, propose
+from esper_ray.tasks.propose import Proposal
 from esper_ray.tolaria import rows, statistics
 from esper_ray.tolaria.boundary import Boundary
 from esper_ray.tolaria.costs import CostMeter, forward_flops
@@ -47,32 +47,6 @@ if TYPE_CHECKING:
     from esper_ray.tolaria.trainer import Surroundings
 
 STATISTICS_EVERY = 16
-
-
-@dataclass(frozen=True, slots=True)
-class EpochReport:
-    """What an epoch brought.
-
-    Attributes:
-        loss, score: on the validation data; for classes the score is the accuracy.
-        why: the reason of the decision.
-        seeds: one line for each seed that is in the model.
-        events: what happened since the last epoch: stages, gates with their figures, grafts, refusals.
-    """
-
-    epoch: int
-    training_loss: float
-    loss: float
-    score: float
-    parameters: int
-    why: str
-    seeds: tuple[str, ...]
-    events: tuple[dict[str, Any], ...]
-
-    def __str__(self) -> str:
-        figures = f"loss {self.loss:.3f}  score {self.score:.3f}  {self.parameters:,} parameters"
-        seeds = f"  [{', '.join(self.seeds)}]" if self.seeds else ""
-        return f"epoch {self.epoch}: training {self.training_loss:.3f}  {figures}  {self.why}{seeds}"
 
 
 class Grower:
@@ -96,20 +70,18 @@ class Grower:
                 why="Your steps are not timed here.",
                 remedy="Use run.max_flops or run.max_parameters.",
             )
-        self.model, self.config, self.epochs = model, config, epochs
+        self.model, self.optimizer, self.config, self.epochs = model, optimizer, config, epochs
         self.name = new_run_id("own")
-        self.proposals: tuple[Proposal, ...] = ()
         self.meter = CostMeter()
         self._wanted, self._objective, self._scale = slots, objective, 1.0 / accumulate
-        self._companion = Companion(optimizer, config.optimizer)
         self._around = _over_ray(system) if system is not None else inprocess.surroundings(config)
         self._sockets = Sockets(model, slots) if slots != "auto" else None
+        self.companion = Companion(optimizer, config.optimizer, config.seeds, self._stepped)
+        self._ground: ground.Ground | None = None
         self._garden: Garden | None = None
         self._validation: Split | None = None
-        self._sample = torch.empty(0)
-        self._step = self._epoch = self._since = 0
-        self._loss_sum, self._host_flops, self._own_flops = 0.0, 0.0, 0.0
-        self._samples = 0
+        self.place = saving.Place(torch.zeros((), dtype=torch.float64, device=places.device_of(model)))
+        self._steps_seen = -1
 
     def prepare(self, sample: Tensor) -> None:
         """Find the slots and their shapes by a dry forward of ``sample`` [N, ...]; `step` does it where nobody did.
@@ -118,29 +90,49 @@ class Grower:
             HostError: a slot does not do; the text says which and why.
         """
         model, run = self.model, self.config.run
-        if self._wanted == "auto":
-            self.proposals = propose(model, sample)
-            self._wanted = [proposal.name for proposal in self.proposals]
-        names = list(dict.fromkeys(self._wanted))
-        self.slots = places.find(model, sample, self._wanted)
-        self._sample = sample[:3].detach().clone()
-        with places.undisturbed(model):
-            self._graph = hostgraph.trace(model, self._sample[:2], names)
-            self._host_flops = self._cost_of_host()
-        self._sockets = self._sockets or Sockets(model, names)
-        self._garden = Garden(
-            model, self.slots, self.config.seeds, self._around.kernels, self,
+        with self._plainly():
+            self._ground = found = ground.explore(model, self._wanted, sample)
+        self._sockets = self._sockets or Sockets(model, [slot.name for slot in found.slots])
+        self._garden = garden = Garden(
+            model, found.slots, self.config.seeds, self._around.kernels, self,
             run_seed=run.seed, max_parameters=run.max_parameters, lockstep=run.mode == "lockstep",
         )  # fmt: skip
-        self._garden.limits = Limits(flops=run.max_flops)
+        garden.isolated.users_loop = True
+        garden.limits = Limits(flops=run.max_flops)
         if run.max_flops:
             with places.undisturbed(model):
-                self._garden.limits.host_flops = forward_flops(model, self._sample[:2])
-        for slot in self._garden.slots:
-            slot.wrap = torch.compiler.disable
-        self._statistics = statistics.layer_statistics(self._graph, model)
+                garden.limits.host_flops = forward_flops(model, found.sample[:2])
+        self._sockets.take(garden.slots)
         self._sockets.forget()
-        self._open_run()
+        self.place.statistics = statistics.layer_statistics(found.graph, model)
+        self._boundary = Boundary(
+            self._around.decider, Signer(self._around.keys, "tolaria", clock=self._around.clock),
+            Verifier(self._around.keys, clock=self._around.clock), apply=garden.apply,
+            lockstep=run.mode == "lockstep",
+        )  # fmt: skip
+        self._open()
+
+    def _open(self) -> None:
+        found, garden, epoch = self.ground, self.garden, self.place.epoch
+        told = ground.opening(self.name, found, garden, self.config, self._around, epochs=self.epochs, epoch=epoch)
+        self._around.decider.open_run(told)
+
+    def rename(self, name: str) -> None:
+        """Go on under that name where that one stands: Tamiyo remembers it."""
+        self._around.decider.close_run(self.name)
+        self.name = name
+        self._open()
+
+    @property
+    def ground(self) -> ground.Ground:
+        """What is known of the model.
+
+        Raises:
+            HostError: no sample was given, and no step done yet.
+        """
+        if self._ground is None:
+            raise _unknown()
+        return self._ground
 
     @property
     def garden(self) -> Garden:
@@ -150,43 +142,63 @@ class Grower:
             HostError: no sample was given, and no step done yet.
         """
         if self._garden is None:
-            raise HostError("The slots are not known yet.", remedy="Give attach a sample, or do a step first.")
+            raise _unknown()
         return self._garden
+
+    @property
+    def proposals(self) -> tuple[Proposal, ...]:
+        """With slots="auto", where the model can grow and why there."""
+        return self._ground.proposals if self._ground is not None else ()
 
     # The two lines
 
     def step(self, inputs: Tensor, targets: Tensor, loss: Tensor) -> None:
-        """Call this between ``loss.backward()`` and ``optimizer.step()``, before gradients are clipped.
+        """Call this once in each step: before ``optimizer.step()`` and before gradients are clipped; or after it.
 
-        It gives isolated seeds their gradients on this batch; the host's gradients are not touched.
+        It gives isolated seeds their gradients on this batch; the host's gradients are not touched. Before the step
+        they are compared with those of a model without seeds, and a shadow pass takes over what the model's own pass
+        has computed. After it both have to do without, and the host's loss is computed again for each shadow pass.
 
         Args:
             inputs, targets: the batch, the last one where gradients are accumulated.
             loss: what ``backward`` was called on.
 
         Raises:
-            HostError: the slots were not reached by the model's pass, so that seeds would do nothing.
+            HostError: the slots were not reached by the model's pass, so that seeds would do nothing; or gradients
+                were clipped before.
         """
+        place = self.place
+        if place.after is None:
+            place.after = self.companion.isolated_later = self._has_stepped()
         if self._garden is None:
             self.prepare(inputs)
-            self._loss_sum += float(loss.detach()) / self._scale
-            self._step, self._since = self._step + 1, self._since + 1
-            return
-        garden = self.garden
+        else:
+            self._learn(inputs, targets, loss)
+            blocks = sum(seed.flops_forward + seed.flops_backward for seed in self.garden.seeds if seed.alpha > 0.0)
+            place.samples += len(targets)
+            place.flops += len(targets) * (self.ground.flops + blocks)
+        place.loss_sum += loss.detach().double() / self._scale
+        place.step, place.since = place.step + 1, place.since + 1
+        self.garden.before_step(place.step)
+
+    def _learn(self, inputs: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """What the step teaches the isolated seeds."""
+        garden, step = self.garden, self.place.step
         self._look_at_the_pass()
-        due = garden.shadow_due(self._step)
+        due = garden.shadow_due(step)
         if due:
             key = (due, garden.isolated.way(inputs), garden.structure())
-            with self._precision(), self.meter.charge(key, len(targets), later=due == "shadow"):
-                garden.train_isolated(self._step, inputs, targets, self._loss, loss, watch=due == "watched")
-        if self._since % STATISTICS_EVERY == 0:
-            self._statistics = statistics.layer_statistics(self._graph, self.model)
-        self._loss_sum += float(loss.detach()) / self._scale
-        self._samples += len(targets)
-        blocks = sum(seed.flops_forward + seed.flops_backward for seed in garden.seeds if seed.alpha > 0.0)
-        self._own_flops += len(targets) * (self._host_flops + blocks)
-        self._step, self._since = self._step + 1, self._since + 1
-        garden.before_step(self._step)
+            with self._as_trained(), self.meter.charge(key, len(targets), later=due == "shadow"):
+                if self.place.after:
+                    loss = garden.isolated.host_loss(step, inputs, targets, self._loss)
+                try:
+                    garden.train_isolated(step, inputs, targets, self._loss, loss, watch=due == "watched")
+                except Rescaled as change:
+                    raise _clipped(str(change)) from None
+        if self.place.after:
+            self.companion.step_isolated()
+        elif self.place.since % STATISTICS_EVERY == 0:
+            self.place.statistics = statistics.layer_statistics(self.ground.graph, self.model)
 
     def epoch(self, validation: Iterable[tuple[Tensor, Tensor]]) -> EpochReport:
         """Call this at each epoch's end: measure, let the gates judge, ask Tamiyo, carry out what she says.
@@ -195,25 +207,29 @@ class Grower:
             validation: batches of (inputs, targets) that the model is not trained on. They are read at the first call,
                 up to ``run.validation_samples``, and kept: seeds are measured on and off on the same samples.
         """
-        garden = self.garden
-        if self._since == 0:
+        garden, place = self.garden, self.place
+        if place.since == 0:
             raise HostError("No step was done since the last epoch.", remedy="Call step() in each step of the loop.")
-        self._validation = self._validation or self._read(validation)
+        most = self.config.run.validation_samples
+        self._validation = self._validation or ground.held_out(validation, self._objective, self.model, most)
         structure = garden.structure()
-        with places.undisturbed(self.model), self._precision():
+        with places.undisturbed(self.model), self._as_trained():
             quality = evaluate(self.model, self._validation, self.meter, structure)
             measured, _ = measure_seeds(garden, self._validation, quality, self.meter, structure)
-        training_loss, steps = self._loss_sum / self._since, self._since
-        self._epoch, self._since, self._loss_sum = self._epoch + 1, 0, 0.0
+        training_loss, steps = float(place.loss_sum) / place.since, place.since
+        place.epoch, place.since = place.epoch + 1, 0
+        place.loss_sum.zero_()
         # The next step's ramps are set already: a ramp that begins here begins with the step after it.
         garden.close_epoch(
-            self._epoch, step=self._step + 1, steps_per_epoch=steps, loss=quality.loss, measured=measured
+            place.epoch, step=place.step + 1, steps_per_epoch=steps, loss=quality.loss, measured=measured
         )
         exchange = self._boundary.exchange(
-            lambda: (self._state(training_loss, quality), self._statistics), record=lambda *_: None
+            lambda: (self._state(training_loss, quality), self.place.statistics), record=lambda *_: None
         )
+        # What the stages are now decides what has to be looked at in the next step.
+        garden.isolated.arm(place.step)
         return EpochReport(
-            epoch=self._epoch,
+            epoch=place.epoch,
             training_loss=training_loss,
             loss=quality.loss,
             score=quality.accuracy,
@@ -225,10 +241,25 @@ class Grower:
 
     # Afterwards
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the loop goes on: model, optimizer, seeds, torch's generators. See `saving`.
+
+        Call it after `step` and ``optimizer.step()``, before the next pass; or after `epoch`.
+        """
+        return saving.state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken: for a model that was just attached, in the same way as then.
+
+        Raises:
+            CheckpointError: it belongs to another model, or to other settings; or this one has trained already.
+        """
+        saving.restore(self, state)
+
     def export(self, folder: Path | str) -> dict[str, Any]:
         """Write the model as it predicts now, for plain PyTorch; see `kasmina.export`."""
-        with places.undisturbed(self.model):
-            return export_model(self.garden, self._sample, Path(folder))
+        with places.undisturbed(self.model), self._plainly():
+            return export_model(self.garden, self.ground.sample, Path(folder))
 
     def close(self) -> None:
         """The loop is over. What is a part of the model stays in it; hooks and decisions end."""
@@ -236,26 +267,26 @@ class Grower:
             self._around.decider.close_run(self.name)
         if self._sockets is not None:
             self._sockets.remove()
-        self._companion.close()
+        self.companion.close()
 
     # What the garden asks for
 
     def adopt(self, seed: Seed) -> None:
         assert seed.branch is not None
         seed.branch.to(places.device_of(self.model))
-        self._companion.adopt(seed)
+        self.companion.adopt(seed)
 
     def release(self, seed: Seed) -> None:
-        self._companion.release(seed)
+        self.companion.release(seed)
 
     def fossilise(self, seed: Seed) -> None:
-        self._companion.fossilise(seed)
+        self.companion.fossilise(seed)
 
     def leftovers(self, seed: int) -> int:
-        return self._companion.holds(seed)
+        return self.companion.holds(seed)
 
     def foreign_groups(self, seed: Seed) -> list[int]:
-        return self._companion.foreign_groups(seed)
+        return self.companion.foreign_groups(seed)
 
     def keep_checkpoint(self) -> None:
         """Checkpoints are the loop's own affair."""
@@ -269,98 +300,56 @@ class Grower:
 
     # Parts
 
-    def _look_at_the_pass(self) -> None:
-        sockets = self._sockets
-        assert sockets is not None
-        missed = sockets.missed(slot.name for slot in self.slots)
-        if missed:
-            raise HostError(
-                f"The model's pass did not reach {', '.join(missed)}.",
-                why="It, or another one of its class, was compiled before it was attached; or a copy of it is trained.",
-                remedy="Attach the plain model, call torch.compiler.reset(), compile it, and run it before others.",
-            )
-        if sockets.autocast is not None and sockets.autocast.enabled and sockets.autocast.dtype is torch.float16:
-            raise HostError(
-                "Seeds cannot be trained under float16.",
-                why="Its gradients are scaled by a factor that is not known here.",
-                remedy="Use bfloat16 in torch.autocast; it needs no scaling.",
-            )
-        if sockets.compiled:
-            self.garden.isolated.blind = True
+    def _stepped(self) -> None:
+        """The user's optimizer has stepped, and the gradients are still there."""
+        self._steps_seen = self._sockets.passes if self._sockets is not None else 0
+        if self.place.after and self.place.since % STATISTICS_EVERY == 0:
+            self.place.statistics = statistics.layer_statistics(self.ground.graph, self.model)
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        autocast = self._sockets.autocast if self._sockets else None
-        return autocast.again() if autocast is not None else contextlib.nullcontext()
+    def _has_stepped(self) -> bool:
+        """Whether the optimizer has stepped since the model's last pass."""
+        return self._steps_seen == (self._sockets.passes if self._sockets is not None else 0)
+
+    def _look_at_the_pass(self) -> None:
+        sockets, isolated = self._sockets, self.garden.isolated
+        assert sockets is not None
+        sockets.demand_reached()
+        sockets.settle()
+        isolated.blind = isolated.blind or sockets.compiled or bool(self.place.after)
+        if isolated.blind and self.config.seeds.distill:
+            raise HostError(
+                "seeds.distill does not work here.",
+                why="A seed would learn from the answers of the model's own pass, and those are not seen in a compiled "
+                "model, or when grower.step() comes after optimizer.step().",
+                remedy="Leave the model uncompiled and call grower.step() first; or set seeds.distill=false.",
+            )
+
+    def _plainly(self) -> AbstractContextManager[None]:
+        return self._sockets.plainly() if self._sockets is not None else contextlib.nullcontext()
+
+    def _as_trained(self) -> AbstractContextManager[None]:
+        return self._sockets.as_trained() if self._sockets is not None else contextlib.nullcontext()
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return (
-            self._objective.loss(outputs, targets) * self._scale
-            if self._scale != 1.0
-            else self._objective.loss(outputs, targets)
-        )
-
-    def _cost_of_host(self) -> float:
-        """FLOPs of one sample's forward and backward pass."""
-        with FlopCounterMode(display=False) as counter, torch.enable_grad():
-            outputs = self.model(self._sample)
-            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            torch.autograd.grad(outputs.float().sum(), trained, allow_unused=True)
-        return float(counter.get_total_flops()) / len(self._sample)
-
-    def _read(self, validation: Iterable[tuple[Tensor, Tensor]]) -> Split:
-        device, most = places.device_of(self.model), self.config.run.validation_samples
-        inputs: list[Tensor] = []
-        targets: list[Tensor] = []
-        for batch, wanted in validation:
-            inputs.append(batch.to(device))
-            targets.append(wanted.to(device))
-            if sum(map(len, targets)) >= most:
-                break
-        if sum(map(len, targets)) < 2:
-            raise HostError("The validation data are empty.", remedy="Give batches of (inputs, targets), held out.")
-        return Split(torch.cat(inputs)[:most], torch.cat(targets)[:most], self._objective)
-
-    def _open_run(self) -> None:
-        around = self._around
-        self._boundary = Boundary(
-            around.decider, Signer(around.keys, "tolaria", clock=around.clock),
-            Verifier(around.keys, clock=around.clock), apply=self.garden.apply,
-            lockstep=self.config.run.mode == "lockstep",
-        )  # fmt: skip
-        around.decider.open_run(
-            RunOpening(
-                run=self.name,
-                seed=self.config.run.seed,
-                slots=self.slots,
-                candidates=tuple(candidate for slot in self.slots for candidate in around.candidates(slot)),
-                controller=self.config.tamiyo.controller,
-                epochs=self.epochs,
-                host_parameters=self.garden.parameter_count(),
-                max_parameters=self.config.run.max_parameters,
-                max_flops=self.config.run.max_flops,
-                host_flops=self.garden.limits.host_flops,
-                settings=self.config.tamiyo.model_dump(mode="json"),
-                graph=self._graph,
-            )
-        )
+        loss = self._objective.loss(outputs, targets)
+        return loss * self._scale if self._scale != 1.0 else loss
 
     def _state(self, training_loss: float, quality: Quality) -> SystemState:
-        alone = self._host_flops * self._samples + self.meter.per_sample(("evaluate", ())) * (
-            len(quality.losses) * self._epoch
-        )
+        place, looks = self.place, self.meter.per_sample(("evaluate", ())) * len(quality.losses)
+        alone = self.ground.flops * place.samples + looks * place.epoch
         return SystemState(
             run=self.name,
-            epoch=self._epoch,
+            epoch=place.epoch,
             branch=0,
-            global_step=self._step,
+            global_step=place.step,
             timestamp_ns=self._around.clock.now_ns(),
             training_loss=training_loss,
             validation_loss=quality.loss,
             validation_accuracy=quality.accuracy,
             metrics={
                 "pc": float(self.garden.parameter_count()),
-                "lr": self._companion.host_rate,
-                "cr": (self._own_flops + self.meter.total) / alone if alone else 1.0,
+                "lr": self.companion.host_rate,
+                "cr": (place.flops + self.meter.total) / alone if alone else 1.0,
             },
             hardware=rows.hardware(places.device_of(self.model)),
             seeds=self.garden.states(),
@@ -369,7 +358,19 @@ class Grower:
     def _describe(self, seed: Seed) -> str:
         gain = None if seed.stage is Stage.FOSSILIZED else seed.evidence.get("gain")
         worth = f" gain {gain:.4f}" if gain is not None else ""
-        return f"{self.slots[seed.slot].name} {seed.spec.blueprint} {seed.stage.name.lower()}{worth}"
+        return f"{self.ground.slots[seed.slot].name} {seed.spec.blueprint} {seed.stage.name.lower()}{worth}"
+
+
+def _unknown() -> HostError:
+    return HostError("The slots are not known yet.", remedy="Give attach a sample, or do a step first.")
+
+
+def _clipped(how: str) -> HostError:
+    return HostError(
+        f"The gradients are not those of the loss any more: they were {how}.",
+        why="They were clipped before grower.step(), or the loss is another one than attach was given.",
+        remedy="Call grower.step() right after backward(), and clip then; or call it after optimizer.step().",
+    )
 
 
 def _over_ray(system: Session) -> Surroundings:

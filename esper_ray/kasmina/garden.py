@@ -157,6 +157,10 @@ class Garden:
         events, self._events = self._events, []
         return events
 
+    def told(self) -> list[dict[str, Any]]:
+        """What `drain_events` would give, which stays."""
+        return list(self._events)
+
     def note(self, kind: str, **fields: Any) -> None:
         self._events.append({"kind": kind, **fields})
 

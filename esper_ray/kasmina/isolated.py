@@ -45,6 +45,8 @@ class IsolatedTraining:
         # Compiled code passes the hooks by that look on at the model's own pass: shadow passes are whole ones then, and
         # the host's gradients, which other kernels computed, are compared with nothing.
         self.blind = False
+        # The host's gradients pass through a user's hands before they are looked at.
+        self.users_loop = False
 
     # When
 
@@ -125,6 +127,13 @@ class IsolatedTraining:
             each.evidence["together"] = len(isolated)
         if watching is not None:
             self._judge(*watching.judge(), isolated, step)
+
+    def host_loss(self, step: int, inputs: Tensor, targets: Tensor, loss_function: LossFunction) -> Tensor:
+        """The host's loss as it is now, with what the shadow pass of ``step`` draws: for who has stepped already."""
+        garden, seed = self._garden, derive_seed(self._run_seed, "shadow", step)
+        return isolation.host_loss(
+            garden.model, garden.switch, inputs, targets, loss_function, seed=seed, randomness=self._witness.randomness
+        )
 
     def _shadow(
         self, step: int, isolated: Sequence[Seed], inputs: Tensor, targets: Tensor, loss_function: LossFunction,

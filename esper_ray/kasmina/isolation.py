@@ -70,6 +70,19 @@ def shadow_step(
     return cast(Tensor, loss)
 
 
+def host_loss(
+    model: nn.Module, switch: Switch, inputs: Tensor, targets: Tensor, loss_function: LossFunction,
+    *, seed: int, randomness: Randomness,
+) -> Tensor:  # fmt: skip
+    """The loss of a pass as `shadow_step` makes it, with the same draws, but without the isolated seeds."""
+    switch.current, switch.suspended = Pass.SHADOW, True
+    try:
+        with randomness.forked(seed), torch.no_grad():
+            return loss_function(functional_call(model, constants(model), (inputs,)), targets)
+    finally:
+        switch.current, switch.suspended = Pass.MODEL, False
+
+
 class _Whole(nn.Module):
     """A pass forward and back as one module, so that all of it runs on the constants that it is called with."""
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # A difference counts as one where it is as many times the noise of the pass itself.
 _NOISE = 8.0
+# Gradients whose cosine lacks no more than this of 1 point the same way.
+_PARALLEL = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,26 @@ def compare(expected: Sequence[Tensor], found: Sequence[Tensor]) -> Reading:
     norms = math.sqrt(without) * math.sqrt(with_seeds)
     ratio = math.sqrt(with_seeds) / scale if without else 1.0
     return Reading(product / norms if norms else 1.0, math.sqrt(difference) / scale, ratio)
+
+
+class Rescaled(Exception):
+    """The host's gradients are those of its loss, and somebody has changed all of them; the text says how."""
+
+
+def rescaled(expected: Sequence[Tensor], found: Sequence[Tensor]) -> str:
+    """How gradients were changed as clipping changes them: "multiplied by F", "cut off at C"; or an empty text."""
+    factors, pairs = [], [(a.double().flatten(), b.double().flatten()) for a, b in zip(expected, found, strict=True)]
+    for a, b in pairs:
+        norms = float(a.norm()), float(b.norm())
+        if norms[0] and float(a @ b) < (1.0 - _PARALLEL) * norms[0] * norms[1]:
+            break
+        factors.append(norms[1] / norms[0] if norms[0] else 1.0)
+    else:
+        if factors and (max(factors) - min(factors) <= 1e-4 * max(factors) or max(factors) <= 1.0 + 1e-4):
+            return f"multiplied by {min(factors):.3g}" + (" and more" if max(factors) > 1.01 * min(factors) else "")
+    limit = max((float(b.abs().max()) for _, b in pairs if b.numel()), default=0.0)
+    cut = limit > 0.0 and all(torch.allclose(a.clamp(-limit, limit), b, rtol=1e-5, atol=0.0) for a, b in pairs)
+    return f"cut off at {limit:.3g}" if cut else ""
 
 
 class Monitor:
@@ -142,10 +164,11 @@ class Probe:
                 self._leave(seed, output)
 
         self._handles += [
-            module.register_forward_hook(arrive, prepend=True),
             branch.register_forward_pre_hook(enter, prepend=True),
             branch.register_forward_hook(leave),
         ]
+        if not self._garden.isolated.blind:
+            self._handles.append(module.register_forward_hook(arrive, prepend=True))
 
     def _looking(self) -> bool:
         switch: Switch = self._garden.switch
@@ -270,7 +293,11 @@ class Watch:
         return expected
 
     def judge(self) -> tuple[list[Finding], Reading | None]:
-        """What was found, and how the host's gradients compare; no reading where its own pass was not seen."""
+        """What was found, and how the host's gradients compare; no reading where its own pass was not seen.
+
+        Raises:
+            Rescaled: in a loop of the user's own, gradients were clipped, say, before anybody could look at them.
+        """
         found = dict.fromkeys(self._probe.close())
         found.update(dict.fromkeys(f for seed in self._seeds for f in self._monitor.standing(seed)))
         # What a branch wrote is told above, with its name; a hook on the way back shows only here.
@@ -303,6 +330,10 @@ class Watch:
         if self._foreign:
             return [Finding(Leak.WRITING_HOOK, f"on the host's {self._foreign[0]}")]
         assert self._expected is not None
+        if self._garden.isolated.users_loop:
+            changed = rescaled(*gradients_of(self._garden.model, self._expected))
+            if changed:
+                raise Rescaled(changed)
         # Some kernels add in another order each time: what the pass itself differs by is no leak.
         again = self._repeat()
         names = list(self._expected)

@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.hooks import RemovableHandle
 
 from esper_ray.contracts.enums import BlendMode
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
@@ -31,6 +30,12 @@ from esper_ray.kasmina.confidence import Gauge
 from esper_ray.kasmina.lifecycle import LIVE, SETTLED
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]
+
+
+class Handle(Protocol):
+    """What takes a hook away again."""
+
+    def remove(self) -> None: ...
 
 
 class Pass(Enum):
@@ -86,26 +91,31 @@ class Slot:
     """A named place in the host. Identity until a seed takes it."""
 
     def __init__(self, info: SlotInfo, module: nn.Module, switch: Switch) -> None:
-        self.info, self._module, self._switch = info, module, switch
+        self.info, self.module, self._switch = info, module, switch
         self.seed: Seed | None = None
         self.embargo_until = 0
         self.offences = 0
         self.last_seed = 0
         self.stage = Stage.DORMANT
-        self._handle: RemovableHandle | None = None
-        # What a hook is put into before it is hung up: a loop whose model may be compiled keeps the compiler out.
-        self.wrap: Callable[[Hook], Hook] = lambda hook: hook
+        self._handle: Handle | None = None
+        # Where the hook goes: a loop whose model may be compiled has a place of its own for it.
+        self.hang: Callable[[Hook], Handle] = module.register_forward_hook
 
     @property
     def hooked(self) -> bool:
         """Whether anything of ours sits in the host's path here."""
         return self._handle is not None
 
+    @property
+    def idle(self) -> bool:
+        """Whether the model's own pass leaves here what came, whatever else is set."""
+        return self.seed is None or self.seed.branch is None or self.seed.stage is Stage.TRAINING
+
     def graft(self, branch: nn.Module) -> None:
         """Put a ready branch into the path. Its alpha is 0 and its stage TRAINING: the output does not change."""
         assert self.seed is not None
         self.seed.branch = branch
-        self._handle = self._module.register_forward_hook(self.wrap(self._join))
+        self._handle = self.hang(self._join)
         if self.seed.mode is BlendMode.CONFIDENCE:
             self._switch.gauge.add(self.seed)
 

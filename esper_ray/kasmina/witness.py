@@ -116,7 +116,7 @@ class Witness:
     def matches(self, inputs: Any) -> bool:
         """Whether the pass that was seen is the one on this batch, and all that came before the slot was kept."""
         seen = self._seen
-        return seen is not None and seen.inputs is inputs and bool(self._upstream) and seen.kept is not None
+        return seen is not None and _same(seen.inputs, inputs) and bool(self._upstream) and seen.kept is not None
 
     def take(self, inputs: Any) -> Seen | None:
         """What was seen of the pass on this very batch, once; None where none was."""
@@ -124,7 +124,7 @@ class Witness:
         if seen is not None and seen.kept is not None and self.overwritten():
             seen.kept = None
         self.disarm()
-        return seen if seen is not None and seen.inputs is inputs else None
+        return seen if seen is not None and _same(seen.inputs, inputs) else None
 
     def overwritten(self) -> set[str]:
         """Names of the modules whose outputs the host has changed in place since: of these a copy must be kept."""
@@ -165,6 +165,14 @@ class Witness:
             constant = as_constant(output)
             self._seen.output = None if constant is _UNKNOWN else constant
             self._seen.drawn = self.randomness.save() if self._watch else None
+
+
+def _same(seen: Any, given: Any) -> bool:
+    """Whether two batches are one: a loop may have indexed its data twice."""
+    if seen is given:
+        return True
+    both = isinstance(seen, Tensor) and isinstance(given, Tensor)
+    return both and (seen.dtype, seen.device) == (given.dtype, given.device) and torch.equal(seen, given)
 
 
 _UNKNOWN = object()

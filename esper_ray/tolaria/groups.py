@@ -13,6 +13,7 @@ from torch.optim import AdamW
 
 from esper_ray.config import OptimizerConfig
 from esper_ray.kasmina.slot import Seed
+from esper_ray.tolaria import multiseed
 from esper_ray.tolaria.multiseed import Shared
 
 
@@ -95,12 +96,7 @@ class Groups:
 
     def weigh(self, weights: Mapping[int, float]) -> None:
         """Scale the gradients of seeds by the weights of their losses; those that are not named keep theirs."""
-        for number, weight in weights.items():
-            branch = self._seeds[number].branch
-            assert branch is not None
-            for parameter in branch.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(weight)
+        multiseed.weigh({n: seed.branch for n, seed in self._seeds.items() if seed.branch is not None}, weights)
 
     def clip(self) -> Tensor:
         """Clip the host and each live seed to the same norm, each apart; returns the host's norm before."""

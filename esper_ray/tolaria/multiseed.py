@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +145,14 @@ def weights_by_gain(gains: Mapping[int, float | None]) -> dict[int, float]:
     return {seed: min(10.0, max(0.1, gain * len(known) / total)) for seed, gain in known.items()}
 
 
+def weigh(branches: Mapping[int, nn.Module], weights: Mapping[int, float]) -> None:
+    """Scale the gradients of blocks by the weights of their seeds' losses; those that are not named keep theirs."""
+    for number, weight in weights.items():
+        for parameter in branches[number].parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(weight)
+
+
 class Shared:
     """The parameters that several seeds of one model share, and each seed's alias of them.
 
@@ -162,8 +170,12 @@ class Shared:
     def adopt(self, number: int, branch: nn.Module, known: Mapping[int, nn.Module]) -> list[nn.Parameter]:
         """The newborn's parameters that no block in ``known`` holds; for the others it gets aliases."""
         holders = {id(p): (seed, p) for seed, other in known.items() for p in other.parameters()}
+        tied = [sharers for sharers in self._sharers if number in sharers and next(iter(sharers)) != number]
+        aliases = {id(sharers[number]) for sharers in tied}
         own = []
         for parameter in list(branch.parameters()):
+            if id(parameter) in aliases:
+                continue
             if id(parameter) not in holders:
                 own.append(parameter)
                 continue
@@ -179,6 +191,23 @@ class Shared:
                 return sharers
         self._sharers.append({seed: parameter})
         return self._sharers[-1]
+
+    def save(self, branches: Mapping[int, nn.Module]) -> list[list[tuple[int, str]]]:
+        """For each shared parameter who shares it, the owner first, and what each calls it; for `load`."""
+        names = {id(p): name for branch in branches.values() for name, p in branch.named_parameters()}
+        return [[(seed, names[id(p)]) for seed, p in sharers.items()] for sharers in self._sharers]
+
+    def load(self, rows: Sequence[Sequence[Sequence[Any]]], branches: Mapping[int, nn.Module]) -> None:
+        """Tie blocks that were built anew as they were tied; call it before they are adopted."""
+        for row in rows:
+            (owner, name), *others = ((int(seed), str(called)) for seed, called in row)
+            original = branches[owner].get_parameter(name)
+            sharers = {owner: original}
+            for seed, called in others:
+                own = branches[seed].get_parameter(called)
+                sharers[seed] = nn.Parameter(original.detach(), requires_grad=original.requires_grad)
+                _replace(branches[seed], own, sharers[seed])
+            self._sharers.append(sharers)
 
     def release(self, number: int) -> list[tuple[nn.Parameter, int, nn.Parameter]]:
         """Forget a seed; for each parameter that it owned and others use: that one, the heir, and the heir's own."""

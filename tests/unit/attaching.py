@@ -134,7 +134,10 @@ def text() -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Loop:
-    """A user's loop. ``run`` is the model that is called: the attached one, or a wrapper around it."""
+    """A user's loop. ``run`` is the model that is called: the attached one, or a wrapper around it.
+
+    ``after``: our line comes after the optimizer's step.
+    """
 
     model: nn.Module
     data: tuple[Tensor, Tensor]
@@ -145,6 +148,7 @@ class Loop:
     batches: int = 10
     rate: float = 3e-3
     accumulate: int = 1
+    after: bool = False
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext
     wrap: Callable[[nn.Module], Callable[[Tensor], Tensor]] = lambda model: model
     attach: dict[str, Any] = field(default_factory=dict)
@@ -169,9 +173,12 @@ class Loop:
                 with self.precision():
                     found = self.loss(self.run(batch), wanted) / self.accumulate
                 found.backward()
-            self.grower.step(batch, wanted, found)
+            if not self.after:
+                self.grower.step(batch, wanted, found)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            if self.after:
+                self.grower.step(batch, wanted, found)
         report = self.grower.epoch([(inputs[900:], targets[900:])])
         self.events += report.events
         return report

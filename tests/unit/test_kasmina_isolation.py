@@ -168,6 +168,7 @@ def test_a_shadow_pass_on_another_batch_than_the_models_own_is_a_whole_one():
     loss = F.cross_entropy(world.model(inputs), targets)
     loss.backward()
     assert from_the_slot(world, inputs)
+    assert from_the_slot(world, inputs.clone()), "the same batch, indexed twice"
     assert not from_the_slot(world, other)
     world.model.ran.clear()
     world.garden.train_isolated(1, other, targets, F.cross_entropy, loss, watch=True)
