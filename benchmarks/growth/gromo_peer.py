@@ -1,6 +1,6 @@
 """GroMo, the growing library of the authors of TINY, as a peer: its multilayer perceptron widens, on tables only.
 
-    pip install --no-deps gromo          # it is in no extra of ours; networkx comes with torch
+    pip install -e ".[benchmarks]"
 
 It begins as wide as the host. From the first graft of the grown run of the same random seed on, both hidden layers get
 the neurons that TINY finds at each boundary (Verbockhaven et al. 2024, arXiv:2405.19816), until they have the

@@ -84,7 +84,7 @@ def asha(home: Path, task: StudyTask, seed: int, budget: float) -> dict[str, Any
     """Four random choices, the worse half stopped at a quarter and at a half of the way.
 
     Raises:
-        ImportError: Ray Tune is not installed; the extra `benchmarks` has it.
+        ImportError: Ray Tune is not installed; the extra `benchmarks` brings it.
     """
     from ray.tune.schedulers import ASHAScheduler
 
