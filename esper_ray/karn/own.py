@@ -136,7 +136,8 @@ def _measured(block: Block) -> CostFunction:
     @lru_cache(maxsize=256)
     def measure(signature: SlotSignature, values: tuple[tuple[str, float], ...]) -> Cost:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            # Of the processor's alone: torch.manual_seed would put back those of every other device.
+            torch.default_generator.manual_seed(0)
             module = block(signature, dict(values))
         blueprints.materialise(module, torch.device("cpu"))
         blueprints.reset(module, torch.Generator().manual_seed(0))

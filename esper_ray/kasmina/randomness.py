@@ -26,7 +26,7 @@ class Randomness:
     """All that a model may draw from: torch's, numpy's and Python's default generators, and those that it holds."""
 
     def __init__(self, model: nn.Module) -> None:
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._device = device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._accessors: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
             "torch's default generator": (torch.get_rng_state, torch.set_rng_state),
             "numpy's default generator": (np.random.get_state, np.random.set_state),
@@ -54,7 +54,10 @@ class Randomness:
     def forked(self, seed: int) -> Iterator[None]:
         """torch draws from ``seed`` inside; outside everything goes on as if nothing had been drawn."""
         states = self.save()
-        torch.manual_seed(seed)
+        # Those that are given back, and no others: torch.manual_seed would write those of every device.
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            torch.cuda.default_generators[self._device.index or 0].manual_seed(seed)
         try:
             yield
         finally:

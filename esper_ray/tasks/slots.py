@@ -53,7 +53,8 @@ class Place:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode inside; each module's mode and torch's generators outside are as they were."""
     modes = {module: module.training for module in model.modules()}
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    place = device_of(model)
+    devices = [place.index or 0] if place.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         model.eval()
         try:

@@ -117,7 +117,8 @@ def build(
 def _own(make: Make, signature: SlotSignature, values: Mapping[str, float], generator: torch.Generator) -> nn.Module:
     """A block of the user's own: torch's layers in it draw their weights as they are made."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        # Of the processor's alone: torch.manual_seed would put back those of every other device.
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
         return make(signature, values)
 
 
