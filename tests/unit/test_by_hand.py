@@ -53,14 +53,10 @@ class Person:
     def says(self, text, author="anna", why="", **changes):
         clock, trainer = self.trainer.around.clock, self.trainer
         self._count += 1
-        given = {
-            "run": "r",
-            "author": author,
-            "now_ns": clock.now_ns() + self._count,
-            "approved": ("BP038",),
-            "why": why,
-        }
-        command = by_hand.command(by_hand.parse(text), trainer.task.slots, approved=("BP038",), **given)
+        now_ns = clock.now_ns() + self._count
+        command = by_hand.command(
+            by_hand.parse(text), trainer.task.slots, run="r", author=author, now_ns=now_ns, approved=("BP038",), why=why
+        )
         command = replace(command, **changes)
         self.sends(command, author)
         return command
