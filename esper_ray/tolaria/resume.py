@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from esper_ray.errors import CheckpointError
 from esper_ray.kasmina import snapshot
@@ -35,6 +36,7 @@ def checkpoint(trainer: Trainer) -> Checkpoint:
         "missed": trainer.missed,
         "seconds": trainer.seconds,
         "garden": garden,
+        "shared": trainer.groups.shared.save(_branches(trainer)),
         "rates": trainer.rates.save(),
         "costs": trainer.meter.save(),
         "emergency": trainer.emergency.save(),
@@ -57,6 +59,7 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
     trainer.rates.load(data["rates"])
     trainer.meter.load(data["costs"])
     snapshot.restore(trainer.garden, data["garden"], saved.group("seeds"))
+    trainer.groups.shared.load(data.get("shared", ()), _branches(trainer))
     for seed in trainer.garden.seeds:
         if seed.branch is None:
             continue
@@ -121,6 +124,10 @@ def _generators(trainer: Trainer) -> dict[str, torch.Tensor]:
     if trainer.device.type == "cuda":
         found["cuda"] = torch.cuda.get_rng_state(trainer.device)
     return found
+
+
+def _branches(trainer: Trainer) -> dict[int, nn.Module]:
+    return {seed.number: seed.branch for seed in trainer.garden.seeds if seed.branch is not None}
 
 
 def _names(trainer: Trainer) -> dict[torch.Tensor, str]:

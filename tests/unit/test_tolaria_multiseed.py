@@ -252,6 +252,48 @@ def test_in_a_run_whose_seeds_share_their_weights_surgery_acts_and_the_conflicts
     )
 
 
+def test_a_resumed_run_ties_again_what_its_seeds_shared_and_ends_as_one_undisturbed(tmp_path, monkeypatch):
+    equal_slots(monkeypatch)
+    ends = []
+    for name in ("whole", "resumed"):
+        with monkeypatch.context() as patch:
+            tie_births(patch)
+            config = configuration.load(None, [f"home={tmp_path / name}", *TINY, "run.epochs=6"])
+            trainer = Trainer(RunRequest("r", config), inprocess.surroundings(config, kernels=Kernels()))
+            if name == "resumed":
+                trainer.open()
+                while len(trainer.groups.seeds) < 3:
+                    trainer.one_epoch()
+                assert trainer.groups.shared
+                trainer.one_epoch()
+                trainer.close()
+                trainer = Trainer(
+                    RunRequest("r", config, resume=True), inprocess.surroundings(config, kernels=Kernels())
+                )
+            trainer.run()
+            ends.append(trainer)
+    whole, resumed = ends
+    assert rows(resumed)[-1]["conflict_ratio"] == rows(whole)[-1]["conflict_ratio"] is not None
+    tied = [seed.branch for seed in resumed.garden.seeds if seed.branch is not None]
+    assert len({next(branch.parameters()).data_ptr() for branch in tied}) == 1
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_what_is_tied_is_told_by_name_and_tied_again():
+    _, groups, (one, two) = tied()
+    told = json.loads(json.dumps(groups.shared.save({1: one.branch, 2: two.branch})))
+    assert told == [[[1, "weight"], [2, "weight"]]]
+    anew = {number: torch.nn.Linear(3, 3) for number in (2, 1)}
+    shared = multiseed.Shared()
+    shared.load(told, anew)
+    assert anew[1].weight.data_ptr() == anew[2].weight.data_ptr()
+    assert anew[1].weight is not anew[2].weight
+    assert shared.save(anew) == [[(1, "weight"), (2, "weight")]]
+    assert [p is anew[2].bias for p in shared.adopt(2, anew[2], {})] == [True]
+    assert len(shared.adopt(1, anew[1], {2: anew[2]})) == 2
+
+
 # Weights
 
 
@@ -279,6 +321,30 @@ def test_weighing_scales_the_named_seeds_gradients_and_no_others():
     assert all(torch.equal(a, p.grad) for a, p in zip(host, model.parameters(), strict=True))
 
 
-def test_weighted_losses_leave_isolated_seeds_and_the_host_as_they_are_and_train_to_the_end(tmp_path):
-    trainer = train(tmp_path, "seeds.loss_weights=gain")
-    assert trainer.step == trainer.total_steps
+def test_weighted_losses_leave_isolated_seeds_and_the_host_as_they_are_and_change_live_ones(tmp_path, monkeypatch):
+    """By what each was measured to gain, from the first measurement on; nothing else differs from equal weights."""
+    weighed, plain = [], Groups.weigh
+
+    def weigh(groups, weights):
+        weighed.append(dict(weights))
+        plain(groups, weights)
+
+    monkeypatch.setattr(Groups, "weigh", weigh)
+    before, after = {}, {}
+    for rule in ("equal", "gain"):
+        config = configuration.load(
+            None, [f"home={tmp_path / rule}", *TINY, "run.epochs=6", f"seeds.loss_weights={rule}"]
+        )
+        trainer = Trainer(RunRequest("r", config), inprocess.surroundings(config, kernels=Kernels()))
+        trainer.open()
+        while not any("gain" in seed.evidence for seed in trainer.groups.seeds.values()):
+            trainer.one_epoch()
+        parts = [trainer.model, *(seed.branch for seed in trainer.garden.seeds)]
+        before[rule] = [value.clone() for part in parts for value in part.state_dict().values()]
+        live = [seed.branch for seed in trainer.garden.live]
+        trainer.one_epoch()
+        after[rule] = [value.clone() for part in live for value in part.state_dict().values()]
+        trainer.close()
+    assert any(len(set(weights.values())) > 1 for weights in weighed), "live seeds that gain unequally"
+    assert all(map(torch.equal, before["equal"], before["gain"]))
+    assert not all(map(torch.equal, after["equal"], after["gain"]))
