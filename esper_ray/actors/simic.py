@@ -94,7 +94,7 @@ class RayCrew:
         for worker, name in enumerate(names):
             self._hire(name, RolloutActor, self._plan, self._interface, worker, version, resume)
         if resume:
-            self.notes = tuple(filter(None, (self._insist(name, "note") for name in names)))
+            self.notes = tuple(dict.fromkeys(filter(None, (self._insist(name, "note") for name in names))))
         return counters, version, self._weights
 
     def collect(self, worker: int, version: int, weights: Any) -> None:  # noqa: ARG002

@@ -276,7 +276,7 @@ def list_trainings(config: File = None, settings: Settings = None) -> None:
             row["env"],
             f"{result.get('steps', '')} of {row['steps']}",
             result.get("state", "open"),
-            f"{tested['mean']:.2f}" if tested else "",
+            f"{tested['mean']:.4g}" if tested else "",
             result.get("policy_id", ""),
         )
     console.print(table if table.row_count else "There are no trainings yet: esper simic train")
@@ -380,9 +380,9 @@ class _View:
             self._bar.stop()
 
     def update(self, progress: Any) -> None:
-        text = f"return {progress.mean_return:.2f}  {progress.steps_per_s:.0f} steps/s"
+        text = f"return {progress.mean_return:.4g}  {progress.steps_per_s:.3g} steps/s"
         if progress.evaluation is not None:
-            text += f"  evaluated {progress.evaluation.mean:.2f} ± {progress.evaluation.deviation:.2f}"
+            text += f"  evaluated {progress.evaluation.mean:.4g} ± {progress.evaluation.deviation:.2g}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=progress.steps, description=text)
         elif time.monotonic() >= self._next or progress.evaluation is not None or progress.steps >= progress.of:

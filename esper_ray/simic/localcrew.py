@@ -48,7 +48,7 @@ def worker_again(plan: TrainingPlan, interface: Interface, number: int, version:
     assert plan.folder is not None
     worker = worker_for(plan, interface, number, version)
     if not plan.keeps_workers:
-        return worker, f"Worker {number} begins new episodes: only in lockstep do checkpoints hold the open ones."
+        return worker, "New episodes begin: only in lockstep do checkpoints hold the open ones."
     try:
         with np.load(checkpoints.members(plan.folder) / f"worker-{number}.npz", allow_pickle=False) as file:
             worker.restore({name: file[name] for name in file.files})
@@ -109,7 +109,7 @@ class LocalCrew:
         for number in range(self.workers):
             if resume:
                 worker, note = worker_again(plan, self._interface, number, weights.version)
-                self.notes += (note,) * bool(note)
+                self.notes += (note,) * bool(note and note not in self.notes)
             else:
                 worker = worker_for(plan, self._interface, number, weights.version)
             self._workers.append(worker)

@@ -197,7 +197,7 @@ def test_a_training_in_lockstep_that_was_killed_repeats_what_came_after_its_chec
 def test_what_a_resumed_training_does_not_go_on_with_is_said(tmp_path: Path) -> None:
     cases = (
         (plan(COUNTING, folder=tmp_path / "one"), "showed another 'obs'"),  # its episodes are numbered over all
-        (plan(folder=tmp_path / "two", workers=1, mode="async"), "only in lockstep"),
+        (plan(folder=tmp_path / "two", workers=2, mode="async"), "only in lockstep"),
     )
     for intended, why in cases:
         seen: list[Progress] = []
@@ -206,7 +206,7 @@ def test_what_a_resumed_training_does_not_go_on_with_is_said(tmp_path: Path) -> 
         result = train(intended, resume=True, on_note=notes.append)
         assert result.state == "finished"
         assert len(notes) == 1
-        assert "begins new episodes" in notes[0]
+        assert "new episodes" in notes[0].lower()
         assert why in notes[0]
 
 
