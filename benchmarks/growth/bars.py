@@ -15,6 +15,8 @@ CLOSED = 0.5
 """Bar (a): share of the gap between host and final size, on the other tasks."""
 BUDGET = 0.6
 """Bar (b): share of F."""
+ENOUGH = 3
+"""Runs below which nothing is judged."""
 DATA = ("glyphs", "digits", "pycode", "tabular")
 """A task counts once; of its two host sizes the first one in the table is judged."""
 
@@ -34,7 +36,7 @@ def gains(name: str, arms: ByArm) -> Verdict:
     task = TASKS[name]
     gain = figures.paired(task, arms, "grown", "host")
     gap = figures.paired(task, arms, "final", "host")
-    if gain is None or gap is None:
+    if gain is None or gap is None or gain.count < ENOUGH:
         return Verdict(None, "not run")
     if name.startswith("glyphs"):
         return Verdict(gain.mean >= GAIN_POINTS, f"{gain.mean:+.2f} points")
@@ -45,7 +47,7 @@ def gains(name: str, arms: ByArm) -> Verdict:
 def saturated(name: str, arms: ByArm) -> bool | None:
     """Whether F brings the final-size model no more than 0.6 F does: then bar (b) says nothing. Three errors decide."""
     gap = figures.paired(TASKS[name], arms, "final", "final@0.6")
-    if gap is None or gap.count < 2:
+    if gap is None or gap.count < ENOUGH:
         return None
     from scipy import stats
 
@@ -58,7 +60,7 @@ def not_worse(name: str, arms: ByArm) -> Verdict:
     task = TASKS[name]
     found = figures.paired(task, arms, "grown@0.6", "final")
     gap = figures.paired(task, arms, "final", "final@0.6")
-    if found is None or gap is None:
+    if found is None or gap is None or min(found.count, gap.count) < ENOUGH:
         return Verdict(None, "not run")
     margin = min(task.margin, max(0.0, gap.mean / 4))
     cost = figures.summary(task, arms, "grown@0.6").largest_cost
@@ -70,13 +72,13 @@ def not_worse(name: str, arms: ByArm) -> Verdict:
 def beats_scratch(name: str, arms: ByArm) -> Verdict:
     """(c) At equal FLOPs grown beats the final-size model from scratch, the interval excluding zero."""
     found = figures.paired(TASKS[name], arms, "grown", "final=grown")
-    return Verdict(None, "not run") if found is None else Verdict(found.low > 0.0, _signed(found))
+    return _positive(found)
 
 
 def beats_controls(name: str, arms: ByArm) -> Verdict:
     """(d) The heuristic beats random and periodic growth at equal FLOPs."""
     found = [figures.paired(TASKS[name], arms, "grown", f"{control}=grown") for control in ("random", "periodic")]
-    if None in found:
+    if any(each is None or each.count < ENOUGH for each in found):
         return Verdict(None, "not run")
     texts = ", ".join(_signed(each) for each in found if each is not None)
     return Verdict(all(each is not None and each.low > 0.0 for each in found), f"random, periodic: {texts}")
@@ -85,7 +87,7 @@ def beats_controls(name: str, arms: ByArm) -> Verdict:
 def beats_search(name: str, arms: ByArm) -> Verdict:
     """(e) At equal total FLOPs one growing run beats the ASHA search."""
     found = figures.paired(TASKS[name], arms, "grown", "asha=grown")
-    return Verdict(None, "not run") if found is None else Verdict(found.low > 0.0, _signed(found))
+    return _positive(found)
 
 
 BARS: Mapping[str, tuple[str, Callable[[str, ByArm], Verdict], int]] = {
@@ -113,5 +115,11 @@ def table(results: Results) -> dict[str, dict[str, Verdict]]:
     return {bar: {name: judge(name, results[name]) for name in names} for bar, (_, judge, _) in BARS.items()}
 
 
+def _positive(found: figures.Interval | None) -> Verdict:
+    if found is None or found.count < ENOUGH:
+        return Verdict(None, "not run")
+    return Verdict(found.low > 0.0, _signed(found))
+
+
 def _signed(found: figures.Interval) -> str:
-    return f"{found.mean:+.3g} ({found.low:+.3g} to {found.high:+.3g})"
+    return f"{found.mean:+.3g} ({found.low:+.3g} to {found.high:+.3g}, {found.count} runs)"
