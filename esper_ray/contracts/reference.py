@@ -99,7 +99,9 @@ def _message(message: DescriptorProto, place: int, comments: Comments) -> Iterat
     yield "|---|---|---|---|"
     for number, field in enumerate(message.field):
         said = _required(comments, (_MESSAGE, place, _PART, number), f"{message.name}.{field.name}")
-        yield f"| {field.number} | `{field.name}` | {kind_of(message, field)} | {said} |"
+        kind, _, choice = kind_of(message, field).partition(" in ")
+        shown = f"`{kind}`, one of `{choice}`" if choice else f"`{kind}`"
+        yield f"| {field.number} | `{field.name}` | {shown} | {said} |"
     yield ""
 
 
