@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 console = Console(highlight=False)
 _PATIENCE_SECONDS = 30.0
 _PAUSE_SECONDS = 0.3
+_NOT_YET = "Not taken up yet: the run looks for orders between two steps. After a minute it is void."
 _AT_WORK = ("training", "paused")
 
 OneRun = Annotated[str | None, typer.Argument(help="A run; else the one in training.", metavar="[RUN]")]
@@ -116,7 +117,9 @@ def _pause(run_id: str | None, config: Path | None, settings: list[str] | None, 
         session.order(run_id, _command(run_id, CommandType.PAUSE, pause=PauseDirective(paused)))
         wanted = "paused" if paused else "training"
         after = _until(session, run_id, lambda progress: progress.get("state") == wanted)
-        console.print(f"{run_id} {'waits' if paused else 'goes on'}." if after else "Not followed yet.")
+        console.print(f"{run_id} {'waits' if paused else 'goes on'}." if after else _NOT_YET)
+        if after is None:
+            raise typer.Exit(1)
 
 
 def _decide(
@@ -139,7 +142,7 @@ def _decide(
         session.order(run_id, order)
         told = _outcome(session, run_id, order, wait=wait)
     if told is None:
-        console.print("Not taken up yet: the run looks for orders between two steps.")
+        console.print(_NOT_YET)
         raise typer.Exit(1)
     if told["state"] == "refused":
         raise RunError(f"{run_id} refused it.", why=f"{told['why'][:1].upper()}{told['why'][1:]}.".replace("..", "."))

@@ -17,7 +17,10 @@ from esper_ray.config import Config
 from esper_ray.contracts.enums import CommandType
 from esper_ray.contracts.messages import AdaptationCommand, RollbackDirective
 from esper_ray.errors import ConfigError, EnvironmentFault, EsperError, RunError
+from esper_ray.runs import find
 from esper_ray.runtime import Session
+from esper_ray.tolaria import by_hand
+from esper_ray.tolaria.forks import Fork
 from tests.ray.conftest import progress, until, variant
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -200,3 +203,46 @@ def test_a_run_in_training_follows_a_persons_order_to_go_back_and_another_is_ref
     assert [row["branch"] for row in rows] == [0, *[1] * (len(rows) - 1)]
     with pytest.raises(RunError, match="not being trained"):
         system.order(run_id, order)
+
+
+def test_a_person_lets_a_block_grow_and_a_fork_of_that_run_goes_on_otherwise(system: Session) -> None:
+    config = system.config.model_copy(
+        update={"tamiyo": system.config.tamiyo.model_copy(update={"controller": "never"})}
+    )
+    run_id = system.submit(config)
+    in_the_middle(system, run_id)
+    slots = by_hand.slots_of(find(config.runs, run_id).manifest)
+    order = by_hand.command(
+        by_hand.parse("grow 1 BP004"), slots, run=run_id, author="anna", now_ns=time.time_ns(), approved=(), why="so"
+    )
+
+    system.order(run_id, order)
+
+    told = until(lambda: _told(system, run_id, order), what="the boundary carries it out")
+    assert told["state"] == "done"
+    ended_in_order(system, run_id)
+    assert _decided(config, run_id) == [(told["epoch"], "anna", "GERMINATE", "BP004")]
+
+    before = (config.runs / run_id / "result.json").read_bytes()
+    fork_id = system.fork(Fork(run_id, told["epoch"], ("grow 0 BP002",), "bert"))
+    ended_in_order(system, fork_id)
+    assert _decided(config, fork_id) == [(told["epoch"], "bert", "GERMINATE", "BP002")]
+    assert find(config.runs, fork_id).manifest["fork"]["parent"] == run_id
+    assert (config.runs / run_id / "result.json").read_bytes() == before
+
+
+def _told(session: Session, run_id: str, order: AdaptationCommand) -> dict[str, Any] | None:
+    found: dict[str, Any] = progress(session, run_id).get("orders", {}).get(str(order.command_id), {})
+    return found if found.get("state", "waiting") != "waiting" else None
+
+
+def _decided(config: Config, run_id: str) -> list[tuple[int, str, str, str]]:
+    """Epoch, author, operation and block of everything that was decided in a run."""
+    rows = [json.loads(line) for line in (config.runs / run_id / "events.jsonl").read_text().splitlines()]
+    return [
+        (row["epoch"], row["controller"], command["operation"], command["blueprint"])
+        for row in rows
+        if row["kind"] == "decision"
+        for command in row["commands"]
+        if command["operation"] != "NO_OP"
+    ]
