@@ -80,6 +80,8 @@ def opening(
         max_parameters=config.run.max_parameters,
         max_flops=config.run.max_flops,
         host_flops=garden.limits.host_flops,
+        probation_epochs=config.seeds.probation_epochs,
+        lockstep=config.run.mode == "lockstep",
         epoch=epoch,
         branch=garden.branch,
         settings=config.tamiyo.model_dump(mode="json"),

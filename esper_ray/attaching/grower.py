@@ -350,6 +350,7 @@ class Grower:
                 "pc": float(self.garden.parameter_count()),
                 "lr": self.companion.host_rate,
                 "cr": (place.flops + self.meter.total) / alone if alone else 1.0,
+                **rows.room(self.garden),
             },
             hardware=rows.hardware(places.device_of(self.model)),
             seeds=self.garden.states(),

@@ -154,8 +154,8 @@ class RunOpening:
     ``probation_epochs`` is the least stay of a seed on probation. With ``lockstep`` nothing that a clock or the machine
     says decides anything.
     ``settings`` is the run's own ``tamiyo`` section: the decider's process may have been started with another one.
-    ``parent`` is the run that this one was forked from, empty for one that began by itself; with the opening that begins
-    it comes what a person decided there, as commands in hexadecimal: ``ordered``.
+    ``parent`` is the run that this one was forked from, empty for one that began by itself; with the opening that
+    begins it comes what a person decided there, as commands in hexadecimal: ``ordered``.
     """
 
     run: str
