@@ -206,9 +206,8 @@ def test_a_run_in_training_follows_a_persons_order_to_go_back_and_another_is_ref
 
 
 def test_a_person_lets_a_block_grow_and_a_fork_of_that_run_goes_on_otherwise(system: Session) -> None:
-    config = system.config.model_copy(
-        update={"tamiyo": system.config.tamiyo.model_copy(update={"controller": "never"})}
-    )
+    tamiyo = system.config.tamiyo.model_copy(update={"controller": "never"})
+    config = variant(system.config, keep_checkpoints=20).model_copy(update={"tamiyo": tamiyo})
     run_id = system.submit(config)
     in_the_middle(system, run_id)
     slots = by_hand.slots_of(find(config.runs, run_id).manifest)

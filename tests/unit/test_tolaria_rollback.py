@@ -342,7 +342,13 @@ def test_orders_that_are_forged_foreign_impossible_or_not_for_a_run_change_nothi
         trainer.one_epoch()
     assert trainer.garden.branch == 0
     told = " | ".join(refusals(trainer))
-    for part in ("key", "another", "at a boundary", "OPTIMIZER", "cannot go back to epoch 99"):
+    for part in (
+        "key",
+        "another",
+        "CULL is not possible while the slot is DORMANT",
+        "OPTIMIZER",
+        "cannot go back to epoch 99",
+    ):
         assert part in told, told
     trainer.close()
 
