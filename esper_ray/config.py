@@ -233,7 +233,7 @@ class TamiyoConfig(Section):
         0.05, gt=0, description="grow when the loss surely falls by less than this share per epoch"
     )
     grow_by: float = Field(
-        0.25, gt=0, lt=1, description="share of the run after which an underfitting host grows without a plateau"
+        0.4, gt=0, lt=1, description="share of the run after which an underfitting host grows without a plateau"
     )
     underfit_gap: float = Field(
         0.15, gt=0, lt=1, description="a host underfits while training loss is within this share of validation loss"

@@ -24,6 +24,7 @@ SMALL = (
     "run.host_width=8",
     "run.threads=1",
     "run.mode=lockstep",
+    "tamiyo.grow_by=0.25",
     "forge.compile=never",
 )
 """A run of some seconds in which seeds are born."""

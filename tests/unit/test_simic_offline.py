@@ -49,6 +49,7 @@ class Ear:
 def config_at(home: Path, *settings: str) -> Config:
     common = ["run.dataset=digits", "run.mode=lockstep", "run.epochs=8", "run.boundary_every=6", "run.host_width=4"]
     common += ["run.batch_size=32", "run.threads=1", "tamiyo.warmup_epochs=1", "forge.compile=never"]
+    common += ["tamiyo.grow_by=0.25"]
     return configuration.load(None, [f"home={home}", *common, *settings])
 
 

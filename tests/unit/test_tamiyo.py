@@ -63,9 +63,10 @@ def test_a_falling_loss_is_left_alone_and_a_flat_one_makes_every_free_slot_grow(
 
 
 def test_a_host_that_still_underfits_when_cheap_growth_ends_grows_and_one_that_overfits_does_not():
-    falling = [state(e, math.exp(-0.5 * e)) for e in range(1, 6)]
-    assert "underfits at 25%" in heuristic(view(*falling), CONFIG)[0].why
-    overfitting = [state(e, math.exp(-0.5 * e), training_loss=0.3 * math.exp(-0.5 * e)) for e in range(1, 6)]
+    falling = [state(e, math.exp(-0.5 * e)) for e in range(1, 9)]
+    assert "underfits at 40%" in heuristic(view(*falling), CONFIG)[0].why
+    assert heuristic(view(*falling[:7]), CONFIG) == [], "not yet"
+    overfitting = [state(e, math.exp(-0.5 * e), training_loss=0.3 * math.exp(-0.5 * e)) for e in range(1, 9)]
     assert heuristic(view(*overfitting), CONFIG) == []
 
 
