@@ -14,6 +14,7 @@ The kinds of events that Nissa understands, and the attributes each has (all of 
 | ``isolation.violation`` | seed, slot, step, diagnosis; where the pass was compared, cosine, difference and ratio |
 | ``rollback`` | branch, from_epoch, from_step, to, how, origin, reason, prepare, commit, confirm, told |
 | ``checkpoint.lost`` | branch, step, reason |
+| ``artifact.withdrawn`` | kernel, kind, reason |
 | ``rate.outside`` | seed, step, found, expected, times |
 | ``backend`` | name, value |
 | ``risk`` | level, before, signal, score, why |
@@ -49,6 +50,7 @@ EVENT_KINDS = (
     "rate.outside",
     "rollback",
     "checkpoint.lost",
+    "artifact.withdrawn",
     "backend",
     "risk",
     "policy.refused",

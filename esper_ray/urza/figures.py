@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+from esper_ray.contracts.enums import TelemetryLevel
 from esper_ray.contracts.messages import MetricPoint
 from esper_ray.contracts.ports import Publisher
-from esper_ray.contracts.telemetry import publish_telemetry
+from esper_ray.contracts.telemetry import event, publish_telemetry
 from esper_ray.reliability.clock import Clock
+from esper_ray.urza.checks import Finding
 
 Outcome = Literal["memory", "shared", "disk", "missing", "corrupt", "unavailable"]
 TIERS: tuple[Outcome, ...] = ("memory", "shared", "disk")
@@ -44,6 +46,19 @@ class Figures:
         """The counts since the start, by outcome."""
         with self._lock:
             return dict(self._counts)
+
+    def withdrew(self, lost: Iterable[Finding]) -> None:
+        """Tell at once which artifacts were withdrawn, and why."""
+        if self._publisher is not None:
+            events = [
+                event(
+                    "artifact.withdrawn",
+                    {"kernel": each.kernel, "kind": each.kind, "reason": each.why},
+                    level=TelemetryLevel.ERROR,
+                )
+                for each in lost
+            ]
+            publish_telemetry(self._publisher, "urza", "", 0, events=events)
 
     def flush(self) -> None:
         """Send what was not sent yet."""

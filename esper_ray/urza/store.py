@@ -204,6 +204,7 @@ class Store:
             gone = [found for found in findings if self._withdraw(found)]
         lost = [found for found in gone if found.blueprint]
         if lost:
+            self.figures.withdrew(lost)
             self._on_loss(lost)
         return gone
 

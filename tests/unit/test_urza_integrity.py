@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from esper_ray.contracts import codec
 from esper_ray.contracts.enums import CircuitBreakerState
 from esper_ray.contracts.ports import Kernel
+from esper_ray.contracts.telemetry import EVENT_KINDS
 from esper_ray.errors import CorruptArtifact, EnvironmentFault, KernelMissing, StoreUnavailable
 from esper_ray.reliability import atomic
 from esper_ray.urza import artifacts
@@ -114,6 +116,25 @@ def test_damage_is_refused_on_admission_once_and_is_missing_from_then_on(
     stats = store.stats()
     assert (stats["corrupt"], stats["missing"], stats["unavailable"]) == (1, 1, 0)
     assert store.verify().findings == ()
+    store.close()
+
+
+def test_what_was_withdrawn_is_told_on_the_bus_by_name(tmp_path: Path) -> None:
+    sent: list[bytes] = []
+
+    class Outbox:
+        def publish(self, type, payload, **_) -> None:
+            sent.append(payload)
+
+    store = Store(tmp_path, publisher=Outbox())
+    kernel = store.put(SPEC, weights(1, 2), METADATA)
+    flip_a_byte(store, kernel)
+    store.heal(store.verify().findings)
+    (told,) = [item for payload in sent for item in codec.decode_telemetry(payload).events]
+    assert told.kind == "artifact.withdrawn"
+    assert told.kind in EVENT_KINDS
+    assert (told.attributes["kernel"], told.attributes["kind"]) == (f"{SPEC.key} v1", "damaged")
+    assert told.attributes["reason"].startswith("Its digest is")
     store.close()
 
 
