@@ -1,8 +1,9 @@
 """The parent's end of a job process: starts it, hands it kernels, reads its answers, kills it at its limits.
 
 The limit on time counts the processor time of the job and its compilers: a job in the background that waits for a busy
-machine is not at fault. Ten times the limit in wall time ends a job that hangs without computing. The limit on memory
-counts what the job and its compilers hold together; each alone is bound by its own address space, see `job`.
+machine is not at fault. One that sleeps for ten times the limit, and neither computes nor waits for a processor, hangs.
+The limit on memory counts what the job and its compilers hold together; each alone is bound by its own address space,
+see `job`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from esper_ray.tezzeret.job import spec_to_json
 from esper_ray.tezzeret.strategies import StrategyName
 from esper_ray.tezzeret.toolchain import JOB_COMMAND, Phase, environment
 
-WALL_FACTOR = 10.0
+SLEEP_FACTOR = 10.0
 _CHECK_SECONDS = 0.5
 
 
@@ -52,6 +53,16 @@ class Event:
     content: Any = None
     why: str = ""
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """Processor seconds of a job, its living children and those it has waited for; MiB that they hold; whether one of
+    them computes or would, if it got a processor."""
+
+    seconds: float
+    memory_mb: float
+    awake: bool
 
 
 class Job:
@@ -83,6 +94,8 @@ class Job:
         self._ready, self.over = False, False
         self._buffer = b""
         self._busy = self._began = self._checked = 0.0
+        self._last = _Use(0.0, 0.0, True)
+        self._stirred = 0.0
         try:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(
@@ -188,36 +201,39 @@ class Job:
         return self._event("lost" if self._ready else "absent", why=why)
 
     def _restart_clock(self) -> None:
-        self._busy, self._began = self._use()[0], time.monotonic()
-        self._checked = self._began
+        self._last, self._began = self._use(), time.monotonic()
+        self._busy = self._last.seconds
+        self._checked = self._stirred = self._began
 
     def _check_limits(self) -> Event | None:
         self._checked = time.monotonic()
-        busy, memory = self._use()
-        seconds = self._limits.seconds
-        if busy - self._busy > seconds or self._checked - self._began > WALL_FACTOR * seconds:
+        now, seconds = self._use(), self._limits.seconds
+        if now.awake or now.seconds > self._last.seconds:
+            self._stirred = self._checked
+        self._last = now
+        if now.seconds - self._busy > seconds:
             return self._end(f"Killed at its time limit of {seconds:g} s.")
-        if memory > self._limits.memory_mb:
+        if self._checked - self._stirred > SLEEP_FACTOR * seconds:
+            return self._end(f"Killed: it slept for {SLEEP_FACTOR * seconds:g} s.")
+        if now.memory_mb > self._limits.memory_mb:
             return self._end(f"Killed at its memory limit of {self._limits.memory_mb} MiB.")
         return None
 
-    def _use(self) -> tuple[float, float]:
-        """Processor seconds of the job, its living children and those it has waited for; MiB that they hold."""
-        seconds = held = 0.0
+    def _use(self) -> _Use:
+        seconds, held, awake = 0.0, 0.0, False
         try:
             process = psutil.Process(self._process.pid)
-            with process.oneshot():
-                times = process.cpu_times()
-                seconds = times.user + times.system + times.children_user + times.children_system
-                held = process.memory_info().rss
-            for child in process.children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    own = child.cpu_times()
-                    seconds += own.user + own.system
-                    held += child.memory_info().rss
+            for each in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess), each.oneshot():
+                    times = each.cpu_times()
+                    seconds += times.user + times.system
+                    if each is process:
+                        seconds += times.children_user + times.children_system
+                    held += each.memory_info().rss
+                    awake |= each.status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
         except psutil.NoSuchProcess:
-            return seconds, 0.0
-        return seconds, held / 2**20
+            return self._last
+        return _Use(seconds, held / 2**20, awake)
 
     def _epitaph(self) -> str:
         code = self._process.wait()

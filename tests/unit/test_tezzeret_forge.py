@@ -214,6 +214,7 @@ def test_a_job_over_its_time_limit_is_killed_and_counted(smithy: Smithy) -> None
 def test_a_job_that_hangs_without_computing_is_killed_too(smithy: Smithy) -> None:
     outcome = smithy.forge({"BP002": "hang"}, job_seconds=0.1).build(specs("BP002"))
     assert results(outcome) == {"BP002": "given up"}
+    assert list(outcome.given_up.values()) == ["Killed: it slept for 1 s."]
 
 
 def test_a_job_over_its_memory_limit_is_killed_and_counted(smithy: Smithy) -> None:
