@@ -17,8 +17,8 @@ from benchmarks.recipe.trials import frontier as lengths
 from esper_ray.reliability.intervals import Interval, interval
 
 HEAD = (
-    "| | runs | FLOPs | validation accuracy, % | validation loss "
-    "| loss less that of scratch at equal FLOPs | points of accuracy more than it |"
+    "| | runs | FLOPs | accuracy, % | loss | loss less that of scratch at equal FLOPs "
+    "| points of accuracy more than it | that loss against the first row's |"
 )
 DOCUMENT = Path(__file__).parents[2] / "docs" / "method.md"
 Rows = Mapping[tuple[str, int], Row]
@@ -43,8 +43,20 @@ def frontier(rows: Rows, names: Sequence[str], seed: int, flops: float, key: str
 
 def against(rows: Rows, names: Sequence[str], name: str, key: str) -> Interval | None:
     """Paired difference of ``name`` to the frontier at each run's own cost; None where a run lies outside of it."""
-    runs = of(rows, name)
-    found = [row[key] - frontier(rows, names, seed, row["flops"], key) for seed, row in sorted(runs.items())]
+    found = list(distances(rows, names, name, key).values())
+    return interval(found) if found and not any(map(math.isnan, found)) else None
+
+
+def distances(rows: Rows, names: Sequence[str], name: str, key: str) -> dict[int, float]:
+    """By random seed what a run reached less what the frontier has at its cost; NaN where it has nothing there."""
+    runs = sorted(of(rows, name).items())
+    return {seed: row[key] - frontier(rows, names, seed, row["flops"], key) for seed, row in runs}
+
+
+def beside(rows: Rows, names: Sequence[str], name: str, first: str) -> Interval | None:
+    """The distance of ``name`` to the frontier less that of ``first``, paired by random seed; None without a pair."""
+    mine, other = distances(rows, names, name, "loss"), distances(rows, names, first, "loss")
+    found = [mine[seed] - other[seed] for seed in sorted(mine.keys() & other.keys())]
     return interval(found) if found and not any(map(math.isnan, found)) else None
 
 
@@ -56,7 +68,7 @@ def table(rows: Rows, names: Sequence[str], shown: Sequence[str], full: str) -> 
         full: the name whose cost is F.
     """
     whole = statistics.fmean(row["flops"] for row in of(rows, full).values())
-    lines = [HEAD, "|---|---|---|---|---|---|---|"]
+    lines = [HEAD, "|---|---|---|---|---|---|---|---|"]
     for name in shown:
         runs = list(of(rows, name).values())
         if not runs:
@@ -71,6 +83,7 @@ def table(rows: Rows, names: Sequence[str], shown: Sequence[str], full: str) -> 
             _mean([row["loss"] for row in runs], 3),
             "" if scratch else _range(against(rows, names, name, "loss"), 1.0, 3),
             "" if scratch else _range(against(rows, names, name, "accuracy"), 100.0, 2),
+            "" if name in (shown[0], *names) else _range(beside(rows, names, name, shown[0]), 1.0, 3),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

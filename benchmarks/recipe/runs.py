@@ -9,15 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from benchmarks.recipe import small
 from benchmarks.recipe.trials import TASKS, Trial
-from benchmarks.recipe.variants import applied
 from esper_ray import config as configuration
-from esper_ray import inprocess
-from esper_ray.tasks.data import Split
-from esper_ray.tolaria.costs import CostMeter
-from esper_ray.tolaria.measure import evaluate
-from esper_ray.tolaria.trainer import Block, RunRequest, Trainer
 
 FOLDER = Path(__file__).parents[1] / "results" / "recipe"
 DATA = Path("build/recipe/data")
@@ -46,6 +39,14 @@ def run(task: str, trial: Trial, seed: int) -> Row:
     What is kept of the end comes from `small.SELECTION` more samples where the task has them, which nobody decides by.
     """
     import torch
+
+    from benchmarks.recipe import small
+    from benchmarks.recipe.variants import applied
+    from esper_ray import inprocess
+    from esper_ray.tasks.data import Split
+    from esper_ray.tolaria.costs import CostMeter
+    from esper_ray.tolaria.measure import evaluate
+    from esper_ray.tolaria.trainer import Block, RunRequest, Trainer
 
     torch.set_num_threads(1)
     setting = TASKS[task]

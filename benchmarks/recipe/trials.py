@@ -44,7 +44,7 @@ class Setting:
 TASKS: Mapping[str, Setting] = {
     "small": Setting(
         ("run.task=benchmarks.recipe.small:build", "run.boundary_every=32", "seeds.measure_samples=250"),
-        (10, 13, 16), "BP009", 3,
+        (8, 10, 13, 16), "BP009", 3,
     ),
     "glyphs": Setting(("run.dataset=glyphs",), (6, 8, 10, 13, 16), "BP009", 3),
     "digits": Setting(("run.dataset=digits", "run.boundary_every=32"), (6, 8, 10, 13, 16), "BP009", 3),
@@ -65,22 +65,37 @@ def _at_five(name: str, *settings: str, variant: str = "") -> Trial:
     return Trial(name, (*grow_at(5), *settings), variant=variant)
 
 
-WHEN = tuple(Trial(f"at epoch {epoch}", grow_at(epoch)) for epoch in (3, 5, 7))
+WHEN = tuple(Trial(f"at epoch {epoch}", grow_at(epoch)) for epoch in (3, 5, 7, 9))
 REFERENCE = WHEN[1]
+LONGER = (Trial("at epoch 9 of 20", grow_at(9, 20), epochs=20), Trial("at epoch 13 of 24", grow_at(13, 24), epochs=24))
 # That a live branch is seen to leak is the point of this one.
 UNWATCHED = ("seeds.isolation_violations=1000000", "seeds.monitor_every=1000000")
 ON_ALL = "seeds.measure_samples=0"
 HALF = (*grow_at(10, 32), "run.boundary_every=16", ON_ALL)
 ROWS: Mapping[str, tuple[Trial, ...]] = {
-    "when": WHEN,
+    "when": (*WHEN, *LONGER),
     "measuring": (
         *(Trial(f"at epoch {epoch}, measured on all samples", (*grow_at(epoch), ON_ALL)) for epoch in (3, 5, 7)),
         Trial("the same, stages of half the length", HALF, epochs=32),
         REFERENCE,
     ),
-    "birth": (REFERENCE, _at_five("gain 0.1 instead of 0.5", variant="birth gain 0.1")),
+    "birth": (
+        REFERENCE,
+        _at_five("gain 0.1 instead of 0.5", variant="birth gain 0.1"),
+        _at_five("gain 1", variant="birth gain 1"),
+        _at_five("last map at zero", variant="birth zero"),
+        _at_five("last map along the gradient", variant="birth gradmax"),
+    ),
+    "rates": (
+        REFERENCE,
+        _at_five("no warm-up of the seeds", "optimizer.seed_warmup_steps=0"),
+        _at_five("twice the rate for seeds", "optimizer.seed_rate=2"),
+        _at_five("the host warms up again for an epoch", variant="host warm-up"),
+    ),
     "stages": (
         REFERENCE,
+        _at_five("one slot after the other", "tamiyo.seeds_at_once=1"),
+        _at_five("alpha rises within 8 steps, not 32", variant="ramp 8"),
         _at_five("a shadow pass on a quarter of the steps, not on half", "seeds.shadow_share=0.25"),
         _at_five("isolated for two epochs", "seeds.training_epochs=2"),
         _at_five("the host learns through live branches", *UNWATCHED, variant="host learns"),

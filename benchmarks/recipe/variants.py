@@ -6,8 +6,8 @@
 | ``birth gain 0.1``, ``birth gain 1`` | the gain per channel of a newborn, 0.5 in the catalogue |
 | ``birth gradmax`` | its last convolution begins along the directions in which the loss falls fastest |
 | ``host learns`` | what lies before a slot learns through a live branch as well |
-| ``host warm-up`` | the host's rate drops to a tenth when a seed is born, and rises again over 94 steps |
-| ``ramp 1``, ``ramp 24`` | alpha is 1 after so many steps; the rest of the epoch it stays there |
+| ``host warm-up`` | the host's rate drops to a tenth when a seed is born, and rises again over 32 steps |
+| ``ramp 8`` | alpha is 1 after so many steps; the rest of the epoch it stays there |
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def _host_warms_up(stack: contextlib.ExitStack) -> None:
     def made(host_rate: Any) -> Any:
         def changed(self: LearningRates, step: int) -> float:
             born = max(self._births.values(), default=None)
-            age = 94 if born is None else step - born
-            return float(host_rate(self, step)) * (0.1 + 0.9 * age / 94 if 0 <= age < 94 else 1.0)
+            age = 32 if born is None else step - born
+            return float(host_rate(self, step)) * (0.1 + 0.9 * age / 32 if 0 <= age < 32 else 1.0)
 
         return changed
 
@@ -109,13 +109,11 @@ def _gradmax(stack: contextlib.ExitStack) -> None:
 VARIANTS: Mapping[str, Patch] = {
     "birth zero": _newborn(_zero),
     "birth gain 0.1": _gain(0.1),
-    "birth gain 0.25": _gain(0.25),
     "birth gain 1": _gain(1.0),
     "birth gradmax": _gradmax,
     "host learns": _host_learns,
     "host warm-up": _host_warms_up,
-    "ramp 1": _ramp(1),
-    "ramp 24": _ramp(24),
+    "ramp 8": _ramp(8),
 }
 
 
