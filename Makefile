@@ -1,12 +1,13 @@
 # make demo   sets everything up and shows a model that grows while it trains
 # make test   sets everything up and runs the whole test suite
 # Another torch build:  make demo TORCH_INDEX=URL   (the index that PyTorch's "Get started" page names)
-# More for the command: make demo ARGS=--fast    make test ARGS='-k report'
+# More for the command: make demo ARGS=--fast    make test ARGS='-k report' WORKERS=4
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_INDEX ?=
 ARGS ?=
+WORKERS ?= 2
 
 .PHONY: demo test lint setup clean proto
 .DEFAULT_GOAL := demo
@@ -31,7 +32,7 @@ lint: setup
 	$(BIN)/lint-imports --no-cache
 
 test: setup lint
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup $(ARGS)
 
 proto: setup
 	$(BIN)/esper contracts approve

@@ -10,6 +10,13 @@ import pytest
 from esper_ray.contracts import refusals
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers a file's tests stay together, and so do all that share the one Ray cluster."""
+    for item in items:
+        group = "ray" if item.path.parent.name == "ray" else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESPER_HOME", str(tmp_path / "home"))
