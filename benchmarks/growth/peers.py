@@ -15,10 +15,9 @@ newborn's rate rises as a seed's does.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -259,8 +258,22 @@ def _affordable(
         step, before = loop.meter.total - before, loop.meter.total
         evaluate(loop.model, loop.validation, loop.meter, loop.structure)
         costs.append((step, loop.meter.total - before))
-    edges = [0.0, *(births[slot] for slot in order), 1.0]
-    shares = [after - before for before, after in itertools.pairwise(edges)]
-    per_step = sum(share * step for share, (step, _) in zip(shares, costs, strict=True))
-    looks = sum(share * look for share, (_, look) in zip(shares, costs, strict=True)) * config.run.epochs
-    return max(2, int(0.995 * (budget - once - looks - costs[-1][1]) / per_step))
+    shares = sorted(births.values())
+    steps = max(2, int((budget - once) / costs[0][0]))
+    while (cost := once + _cost(steps, config.run.epochs, shares, costs)) > budget and steps > 2:
+        steps = max(2, min(steps - 1, int(steps * budget / cost)))
+    return steps
+
+
+def _cost(steps: int, epochs: int, shares: Sequence[float], costs: Sequence[tuple[float, float]]) -> float:
+    """FLOPs of the steps and of a look at the validation split after each epoch and at the end.
+
+    Args:
+        shares: of the run at which each birth is, rising.
+        costs: of a step and of a look, for each number of births.
+    """
+    every = math.ceil(steps / epochs)
+    grown = [sum(step >= share * steps for share in shares) for step in range(steps)]
+    ends = [min(start + every, steps) - 1 for start in range(0, steps, every)]
+    training = sum(costs[count][0] for count in grown)
+    return training + sum(costs[grown[end]][1] for end in ends) + costs[grown[-1]][1]

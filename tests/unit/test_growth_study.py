@@ -103,7 +103,7 @@ def test_nobody_spends_more_than_the_budget_and_hardly_less(done):
     found = done[0]
     whole, grown = (float(found[arm][0]["flops"]) for arm in ("final", "grown"))
     assert 0.97 <= float(found["final@0.6"][0]["flops"]) / (0.6 * whole) <= 1.02
-    assert 0.9 * grown <= float(found["gradmax=grown"][0]["flops"]) <= grown
+    assert 0.85 * grown <= float(found["gradmax=grown"][0]["flops"]) <= grown
     assert found["gradmax=grown"][0]["born"] == len(set(found["grown"][0]["graft_slots"])) > 0
 
 
