@@ -20,7 +20,6 @@ from benchmarks.recipe.trials import REFERENCE, WHEN
 
 DOCS = Path(__file__).parents[2] / "docs"
 COLOURS = {
-    "GERMINATED": "#d9d9d9",
     "TRAINING": "#9ecae1",
     "BLENDING": "#6baed6",
     "SHADOWING": "#3182bd",
@@ -79,14 +78,16 @@ def life(rows: Rows, name: str, file: Path) -> None:
     ratios = defaultdict(list)
     for moments in grown["seeds"]:
         for epoch, seed, stage, _, _, ratio in moments:
-            middle.barh(seed, 1, left=epoch - 1, color=COLOURS.get(stage, "#de2d26"), edgecolor="white")
+            # What a boundary leaves is what the next epoch is; a block that was asked for is grafted at its first step.
+            during = "TRAINING" if stage == "GERMINATED" else stage
+            middle.barh(seed, 1, left=epoch, color=COLOURS.get(during, "#de2d26"), edgecolor="white")
             if ratio is not None:
                 ratios[seed].append((epoch, ratio))
     epochs = len(grown["curve"])
     middle.set(xlim=(0, epochs), yticks=sorted({m[1] for moments in grown["seeds"] for m in moments}), ylabel="seed")
     middle.legend(
         handles=[Patch(color=colour, label=stage.lower()) for stage, colour in COLOURS.items()],
-        ncols=3, fontsize=7, loc="center left",
+        fontsize=7, loc="center left",
     )  # fmt: skip
     for seed, points in sorted(ratios.items()):
         bottom.plot([p[0] for p in points], [p[1] for p in points], "o-", label=f"seed {seed}")
