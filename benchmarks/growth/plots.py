@@ -37,7 +37,7 @@ def frontiers(results: Mapping[str, ByArm], file: Path) -> None:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names, strict=False):
         _panel(axis, name, results[name])
-    axes.flat[0].legend(fontsize=8, loc="lower right")
+    axes.flat[0].legend(fontsize=8, loc="best")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)

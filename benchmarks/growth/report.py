@@ -47,7 +47,9 @@ kernel, once on a machine. `x=grown` may spend what the grown run of the same ra
 ![paired differences](growth-differences.png)"""
 CLOSING = """\
 Rates and schedules: {tuning} What was found is in `benchmarks/growth/tasks.py`, with the margins of bar (b), which
-were fixed before the first run. Trials of the tuning are in no arm's cost. Growing runs are moved until they fit
+were fixed before the first run. Trials of the tuning are in no arm's cost. On glyphs the tuning had one random seed at
+first, and took a rate for the final size that looked too low once two of the study's seeds had been run; three seeds
+chose a higher one, on the validation split, and all runs of that size were done anew. Growing runs are moved until they fit
 their budget, by up to four trials; a user knows no such budget beforehand, so these are not charged, and `trials` in
 the results says how many there were. Processor seconds are those of one thread on a busy machine of two cores.
 
@@ -110,7 +112,9 @@ def _task(task: StudyTask, by_arm: ByArm) -> str:
             f"| {name} | {item.quality.count} | {_value(task, item.quality)} | {item.cost:.2f} "
             f"| {item.parameters:,.0f} | {seeds} | {item.processor_seconds:.1f} | {peak} |"
         )
-    return "\n".join([*lines, "", _differences(task, by_arm), "", _ratios(task, by_arm)])
+    missing = [name for name in arms.ARMS if name not in by_arm]
+    absent = f"Not run yet: {', '.join(missing)}." if missing else ""
+    return "\n".join([*lines, "", _differences(task, by_arm), "", _ratios(task, by_arm), "", absent]).rstrip()
 
 
 def _differences(task: StudyTask, by_arm: ByArm) -> str:
