@@ -49,9 +49,10 @@ CLOSING = """\
 Rates and schedules: {tuning} What was found is in `benchmarks/growth/tasks.py`, with the margins of bar (b), which
 were fixed before the first run. Trials of the tuning are in no arm's cost. On glyphs the tuning had one random seed at
 first, and took a rate for the final size that looked too low once two of the study's seeds had been run; three seeds
-chose a higher one, on the validation split, and all runs of that size were done anew. Growing runs are moved until they fit
-their budget, by up to four trials; a user knows no such budget beforehand, so these are not charged, and `trials` in
-the results says how many there were. Processor seconds are those of one thread on a busy machine of two cores.
+chose a higher one, on the validation split, and all runs of that size were done anew. Growing runs are moved
+until they fit their budget, by up to four trials; a user knows no such budget beforehand, so these are not charged, and
+`trials` in the results says how many there were. Processor seconds are those of one thread
+on a busy machine of two cores.
 
     python -m benchmarks.growth            # goes on where it was; results in benchmarks/results/growth, of {commits}
     python -m benchmarks.growth --report"""
