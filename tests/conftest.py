@@ -10,6 +10,7 @@ import pytest
 from esper_ray.contracts import refusals
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers a file's tests stay together, and so do all that share the one Ray cluster."""
     for item in items:
