@@ -32,7 +32,7 @@ lint: setup
 	$(BIN)/lint-imports --no-cache
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) $(ARGS)
 
 proto: setup
 	$(BIN)/esper contracts approve
