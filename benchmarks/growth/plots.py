@@ -47,7 +47,8 @@ def _panel(axis: plt.Axes, name: str, by_arm: ByArm) -> None:
     task = TASKS[name]
     sign = 1.0 if task.metric == "points" else -1.0
     for family, colour in COLOURS.items():
-        found = [figures.summary(task, by_arm, arm) for arm in by_arm if arm == family or arm.startswith(f"{family}@")]
+        same = [arm for arm in by_arm if arm in (family, f"{family}=grown") or arm.startswith(f"{family}@")]
+        found = [figures.summary(task, by_arm, arm) for arm in same]
         found.sort(key=lambda item: item.cost)
         if not found:
             continue
