@@ -60,10 +60,10 @@ class Sockets:
         self._device = next(model.parameters()).device.type
         self._settled = False
         self._sockets = {name: Socket(self) for name in names}
-        self._handles = [
-            model.get_submodule(name).register_forward_hook(_hook_of(self, socket, self._device))
+        self._handles = {
+            name: model.get_submodule(name).register_forward_hook(_hook_of(self, socket, self._device))
             for name, socket in self._sockets.items()
-        ]
+        }
 
     def take(self, slots: Iterable[Slot]) -> None:
         """From now on seeds of these slots are hung here."""
@@ -128,9 +128,10 @@ class Sockets:
         self.autocast = autocast
 
     def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Take away the hooks on which nothing hangs. What has grown goes on by its own: the model predicts as before."""
+        for name, socket in self._sockets.items():
+            if socket.hook is None and name in self._handles:
+                self._handles.pop(name).remove()
 
 
 class Socket:

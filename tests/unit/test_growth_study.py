@@ -74,7 +74,7 @@ def test_each_arm_depends_on_arms_that_are_there_and_on_no_circle():
 
 
 def test_what_does_not_grow_does_not_depend_on_the_settings_of_growing():
-    plain, other = TINY, dataclasses.replace(TINY, settings=(*TINY.settings, "tamiyo.grow_by=0.4"))
+    plain, other = TINY, dataclasses.replace(TINY, settings=(*TINY.settings, "tamiyo.grow_by=0.3"))
     configs = [each.config(0, "host") for each in (plain, other)]
     assert runs.settings_of(configs[0], grows=False) == runs.settings_of(configs[1], grows=False)
     assert runs.settings_of(configs[0], grows=True) != runs.settings_of(configs[1], grows=True)
