@@ -128,7 +128,7 @@ class Sockets:
         self.autocast = autocast
 
     def remove(self) -> None:
-        """Take away the hooks on which nothing hangs. What has grown goes on by its own: the model predicts as before."""
+        """Take away the hooks on which nothing hangs. What has grown stays: the model predicts as before."""
         for name, socket in self._sockets.items():
             if socket.hook is None and name in self._handles:
                 self._handles.pop(name).remove()
