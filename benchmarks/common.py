@@ -83,6 +83,16 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def write_section(file: Path, begin: str, end: str, text: str) -> None:
+    """Put ``text`` between two lines of a page, at its end where they are not in it yet; a new page is begun."""
+    before, part = file.read_text() if file.exists() else "# Results\n", f"{begin}\n\n{text}\n\n{end}"
+    if begin in before:
+        head, _, rest = before.partition(begin)
+        file.write_text(head + part + rest.partition(end)[2])
+    else:
+        file.write_text(f"{before.rstrip()}\n\n{part}\n")
+
+
 def run(name: str, bars: Sequence[Bar], measure: Callable[[], Mapping[str, Any]], json_file: Path | None) -> None:
     """Measure, print the table, write the JSON; leaves with status 1 when a bar does not hold."""
     about = machine()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks import common
 from benchmarks.growth import arms, bars, figures, plots
 from benchmarks.growth.figures import ByArm, Interval
 from benchmarks.growth.store import Store
@@ -67,18 +68,7 @@ def write(store: Store, docs: Path = DOCS) -> None:
     plots.frontiers(results, docs / "growth-frontier.png")
     plots.differences(results, COMPARED, docs / "growth-differences.png")
     parts.append(_closing(results))
-    _replace(docs / "results.md", "\n\n".join(parts))
-
-
-def _replace(file: Path, text: str) -> None:
-    before = file.read_text() if file.exists() else "# Results\n"
-    part = f"{BEGIN}\n\n{text}\n\n{END}"
-    if BEGIN in before:
-        head, _, rest = before.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        file.write_text(f"{head}{part}{tail}")
-    else:
-        file.write_text(f"{before.rstrip()}\n\n{part}\n")
+    common.write_section(docs / "results.md", BEGIN, END, "\n\n".join(parts))
 
 
 def _bars(results: bars.Results) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from benchmarks import common
+from benchmarks.growth.store import Store
 from benchmarks.newdata import report
 from benchmarks.newdata.study import study
 from benchmarks.newdata.tasks import TASKS
@@ -27,14 +28,14 @@ from benchmarks.newdata.tasks import TASKS
 RESULTS = Path(__file__).parent.parent / "results" / "newdata"
 
 
-def measure(names: list[str], home: Path, results: Path, seeds: int) -> dict[str, Any]:
+def measure(names: list[str], home: Path, store: Store, seeds: int) -> dict[str, Any]:
     """All tasks; the figures of `report.figures`."""
     found: dict[str, Any] = {"seeds": seeds}
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=common.console) as progress:
         for name in names:
             task = progress.add_task(name, total=None)
-            rows = study(name, home, results, seeds, _show(progress, task))
+            rows = study(name, home, store, seeds, _show(progress, task))
             found |= report.figures(name, rows)
     return found
 
@@ -54,12 +55,12 @@ def main() -> None:
     )
     given = parser.parse_args()
     if given.report:
-        report.write(given.results)
+        report.write(Store(given.results))
         return
     os.environ.setdefault("ESPER_HOME", str(given.home / "home"))
     names = given.task or (["fonts"] if given.quick else list(TASKS))
     seeds = given.seeds or (2 if given.quick else 5)
-    common.run("newdata", (), lambda: measure(names, given.home, given.results, seeds), given.json)
+    common.run("newdata", (), lambda: measure(names, given.home, Store(given.results), seeds), given.json)
 
 
 if __name__ == "__main__":

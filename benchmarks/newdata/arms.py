@@ -235,10 +235,10 @@ def grow(task: Task, model: nn.Module, arm: Arm, worlds: dict[str, dict[str, Pai
             lambda: passes.charge(grower.garden.structure(), BATCH),
         )  # fmt: skip
         events.extend(grower.epoch([validation]).events)
+        after = grower.garden.parameters_in_path()
     finally:
         grower.close()
     stages = [event.get("to", "") for event in events if event.get("kind") == "stage"]
-    after = sum(parameter.numel() for parameter in model.parameters())
     flops = passes.total + grower.meter.total
     return Grown(after - before, flops, stages.count("FOSSILIZED"), stages.count("CULLED"))
 

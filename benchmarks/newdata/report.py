@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import common
+from benchmarks.growth.store import Row, Store
 from benchmarks.newdata.arms import ARMS
-from benchmarks.newdata.study import RATES, TUNING_SEED, of_study
+from benchmarks.newdata.study import RATES, TUNING_SEED
 from benchmarks.newdata.tasks import TASKS
 from esper_ray.reliability.intervals import Interval, interval
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 BEGIN, END = "<!-- newdata: made by python -m benchmarks.newdata --report -->", "<!-- newdata: end -->"
 REFERENCE = "fine-tune everything"
-Row = Mapping[str, Any]
 
 
 def value(task: str, row: Row, world: str) -> float:
@@ -25,11 +25,12 @@ def value(task: str, row: Row, world: str) -> float:
     return float(found["loss"]) / math.log(2) if task == "text" else 100.0 * float(found["accuracy"])
 
 
-def by_arm(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
-    """Rows of the study by arm and seed, with the rate that was tuned (the one of most rows)."""
+def by_arm(rows: Iterable[Row]) -> dict[str, dict[int, Row]]:
+    """Rows of the study by arm and seed, the last ones where there are several; tuning runs left out."""
     found: dict[str, dict[int, Row]] = {}
-    for row in of_study(rows):
-        found.setdefault(row["arm"], {})[row["seed"]] = row
+    for row in rows:
+        if row["seed"] != TUNING_SEED:
+            found.setdefault(row["arm"], {})[row["seed"]] = row
     return found
 
 
@@ -128,15 +129,10 @@ def plot(found: Mapping[str, Sequence[Row]], file: Path) -> None:
     plt.close(figure)
 
 
-def write(results: Path) -> None:
+def write(store: Store) -> None:
     """Put the tables between the markers of docs/results.md, and the plot beside it."""
-    found = {}
-    for task in TASKS:
-        file = results / f"{task}.jsonl"
-        found[task] = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    page = DOCS / "results.md"
-    text = page.read_text()
-    body = [BEGIN, ""]
+    found = {task: list(store.rows(task)) for task in TASKS}
+    body = ["## A trained host meets new data", ""]
     for task, rows in found.items():
         body += table(task, rows) if rows else []
     rates = ", ".join(f"{rate:g}" for rate in RATES)
@@ -144,9 +140,7 @@ def write(results: Path) -> None:
         f"Each arm's rate is the best of {rates} on the new data's validation split, with seed {TUNING_SEED}, "
         "which is not in the tables.",
         "",
+        "![New against old quality of each arm](newdata.png)",
     ]
-    body += ["![New against old quality of each arm](newdata.png)", "", END]
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2] if rest else ""
-    page.write_text(before.rstrip("\n") + "\n\n" + "\n".join(body) + after.rstrip("\n") + "\n")
+    common.write_section(DOCS / "results.md", BEGIN, END, "\n".join(body))
     plot(found, DOCS / "newdata.png")

@@ -70,10 +70,6 @@ class Ledger:
         self._journal.remove([e.seq for e in (*failures, *([entry] if entry else []))])
         self._failures = {}
 
-    def all_finished(self, phase: Phase) -> list[Finished]:
-        """Every ended job, oldest first."""
-        return [_read(entry) for entry in self._journal.read(f"finished-{phase}")]
-
     def order(self, signatures: Sequence[str]) -> int:
         """Write down which slots kernels are wanted for, until `fulfil`; returns the order's number."""
         return self._journal.append("orders", json.dumps(list(signatures)).encode())

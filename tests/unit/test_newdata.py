@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.growth.store import Store
 from benchmarks.newdata import arms, report
 from benchmarks.newdata.arms import ARMS
-from benchmarks.newdata.study import Ledger
+from benchmarks.newdata.study import Study
 from benchmarks.newdata.tasks import TASKS
 
 
@@ -77,11 +80,27 @@ def _fields(task: arms.Task) -> dict[str, object]:
     return {name: getattr(task, name) for name in task.__dataclass_fields__}
 
 
-def test_a_run_that_is_there_is_found_again(tmp_path: Path) -> None:
-    file = tmp_path / "fonts.jsonl"
-    Ledger(file).add({"arm": "grow", "seed": 3, "rate": 0.01, "flops": 7.0})
-    assert Ledger(file).find(arm="grow", seed=3, rate=0.01) == {"arm": "grow", "seed": 3, "rate": 0.01, "flops": 7.0}
-    assert Ledger(file).find(arm="grow", seed=4, rate=0.01) is None
+def test_a_run_is_done_once_by_the_same_code_with_the_same_settings(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(arms.Task, "data", lambda self, folder: {})
+    done: list[tuple[str, float]] = []
+
+    def fake(self: Study, arm: arms.Arm, seed: int, rate: float, spend: float, adapters: int) -> dict[str, Any]:
+        done.append((arm.name, rate))
+        return {"task": "fonts", "arm": arm.name, "seed": seed, "rate": rate, "flops": 7.0, "added": 3}
+
+    monkeypatch.setattr(Study, "_do", fake)
+
+    def run(rate: float) -> tuple[Mapping[str, Any], ...]:
+        made = Study(TASKS["fonts"], tmp_path, Store(tmp_path / "results"))
+        return made.run("grow", 3, 0.01), made.run("last layer", 3, rate)
+
+    first = run(0.01)
+    assert run(0.01) == first
+    assert len(done) == 2
+    assert run(0.003)[1]["identity"] != first[1]["identity"]
+    monkeypatch.setattr("benchmarks.newdata.study.code", lambda: "another")
+    assert run(0.01) != first
+    assert done == [("grow", 0.01), ("last layer", 0.01), ("last layer", 0.003), ("grow", 0.01), ("last layer", 0.01)]
 
 
 def test_bits_saved_count_as_better() -> None:
