@@ -10,8 +10,6 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
 
-_INSIDE = 1.0 - 1e-14
-
 
 class SumTree:
     """``size`` leaves of priority 0 at first, in nodes of about the root of that.
@@ -28,13 +26,13 @@ class SumTree:
         self._priorities, self._running, self._bounds = (np.zeros((nodes, fan)) for _ in range(3))
         self._leaves, self._ends = self._priorities.reshape(-1), self._bounds.reshape(-1)
         self._changed = np.zeros(nodes, np.bool_)
-        self._fresh = True
+        self._fresh, self._total = True, 0.0
 
     @property
     def total(self) -> float:
-        """The sum, rounded down by a hair: a share of it that is rounded up is inside."""
+        """The sum of all priorities."""
         self._refresh()
-        return self._ends.item(-1) * _INSIDE
+        return self._total
 
     def get(self, places: Places) -> Floats:
         return self._leaves.take(places)
@@ -48,7 +46,8 @@ class SumTree:
     def find(self, points: Floats) -> Places:
         """The leaves at which the running sum of priorities passes ``points``, each in [0, total].
 
-        A leaf of priority 0 is never found while the total is above 0.
+        A point that was rounded to the total, or beyond it, finds the last leaf. A leaf of priority 0 is never found
+        while the total is above 0.
         """
         self._refresh()
         return self._ends.searchsorted(points, side="right")
@@ -62,5 +61,8 @@ class SumTree:
         self._bounds[0] = self._running[0]
         # The last bound of a node and the sum before the next one are the same number: bounds never descend.
         np.add(self._running[1:], before[:-1, None], out=self._bounds[1:])
+        self._total = self._ends.item(-1)
+        # The last leaf that has a priority takes in every point that rounding put at the total or beyond it.
+        self._ends[self._ends.searchsorted(self._total) :] = np.inf
         self._changed[nodes] = False
         self._fresh = True

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from esper_ray.errors import CheckpointError, ReplayError
@@ -33,6 +33,7 @@ def filled(count: int, **options: object) -> Replay:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.integers(0, 2**32 - 1))
+@example([2.225073858507e-311], 0)
 def test_the_tree_finds_the_leaf_at_which_the_running_sum_passes(priorities: list[float], seed: int) -> None:
     tree = SumTree(len(priorities))
     tree.set(np.arange(len(priorities)), np.asarray(priorities))
