@@ -90,6 +90,6 @@ def test_acknowledged_kernels_survive_kills_at_random_points(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(1800)
 def test_acknowledged_kernels_survive_300_kills_at_random_points(tmp_path: Path) -> None:
     assert kill_at_random(tmp_path, 300, seed=2) > 300
