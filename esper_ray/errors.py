@@ -69,6 +69,12 @@ class WrongSchema(ContractError):
     reason = "wrong_schema"
 
 
+class WrongType(ContractError):
+    """A message carries another payload than its type says, or than its receiver takes."""
+
+    reason = "wrong_type"
+
+
 class MessageTooLarge(ContractError):
     """A message exceeds its size limit; the text lists the fields' sizes."""
 

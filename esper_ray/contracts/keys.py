@@ -58,7 +58,10 @@ class KeyRing:
         return found
 
     def _known(self, key_id: str) -> bytes | None:
-        return next((secret for known, secret in self.keys if known == key_id), None)
+        for known, secret in self.keys:
+            if known == key_id:
+                return secret
+        return None
 
     def _follow(self) -> None:
         stamp = _stamp(self._file)

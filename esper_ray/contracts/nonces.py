@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from esper_ray.contracts.budgets import NONCE_MEMORY_SECONDS
+from esper_ray.contracts.budgets import COMMAND_FRESH_SECONDS, NONCE_MEMORY_SECONDS
 
 NONCE_LIMIT = 20_000
 _MEMORY_NS = round(NONCE_MEMORY_SECONDS * 1e9)
+_AHEAD_NS = round(COMMAND_FRESH_SECONDS * 1e9)
 
 
 class NonceMemory:
@@ -22,9 +23,12 @@ class NonceMemory:
     """
 
     def __init__(self, seen: Iterable[tuple[bytes, int]] = (), *, limit: int = NONCE_LIMIT) -> None:
-        newest = sorted(seen, key=lambda each: each[1])[-limit:]
-        self._seen: OrderedDict[bytes, tuple[int, int]] = OrderedDict((nonce, (at, at)) for nonce, at in newest)
-        self._limit, self._floor_ns = limit, 0
+        known = sorted(seen, key=lambda each: each[1])
+        # When those were made is not known any more: at the latest as far ahead of its acceptance as a clock may be.
+        self._seen: OrderedDict[bytes, tuple[int, int]] = OrderedDict(
+            (nonce, (at, at + _AHEAD_NS)) for nonce, at in known[-limit:]
+        )
+        self._limit, self._floor_ns = limit, known[-limit - 1][1] + _AHEAD_NS if len(known) > limit else 0
 
     def __len__(self) -> int:
         return len(self._seen)

@@ -50,6 +50,7 @@ resumed. What travels over the bus may be late and may come twice: there the eve
 | `stale` | a direct command too old, or older than what the memory of nonces still covers |
 | `from_the_future` | a direct command from a clock that is ahead |
 | `wrong_version` | `version` is missing or not 1 |
+| `wrong_type` | it carries another payload than its type says, or than its receiver takes |
 | `wrong_schema` | its sender speaks a schema that is neither ours nor one that ours only added to |
 
 Each is counted where it happens and shown by Nissa as `esper_refused_total{{reason="..."}}`, with `malformed` and

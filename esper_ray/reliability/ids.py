@@ -7,6 +7,7 @@ one place where names become numbers.
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 
 
@@ -15,9 +16,10 @@ def new_event_id() -> bytes:
     return secrets.token_bytes(8)
 
 
-def new_nonce() -> bytes:
-    """12 random bytes, used once."""
-    return secrets.token_bytes(12)
+def new_event_id_and_nonce() -> tuple[bytes, bytes]:
+    """An event id, and 12 random bytes that are used once; drawn together, for speed."""
+    drawn = os.urandom(20)
+    return drawn[:8], drawn[8:]
 
 
 def new_run_id(task: str) -> str:

@@ -31,8 +31,10 @@ from esper_ray.tamiyo.telling import Telling
 from esper_ray.tamiyo.view import RunView
 
 REPORT_RETENTION_NS = 24 * 3600 * 10**9
+STATE_TYPE = "SystemStatePacket"
 STATISTICS_TYPE = "GraphStatistics"
 ORDER_TYPE = "AdaptationCommand"
+_TAKEN = (BusMessageType.SYSTEM_STATE, BusMessageType.ADAPTATION_COMMAND)
 
 
 class Tamiyo:
@@ -96,8 +98,8 @@ class Tamiyo:
         view = self._history.views.get(run)
         if view is None:
             raise RunError(f"Tamiyo does not know the run {run!r}.", remedy="Open it before its first boundary.")
-        opened = [self._verifier.open_direct(data) for data in envelopes]
-        packets = [each.payload for each in opened if each.payload_type not in (STATISTICS_TYPE, ORDER_TYPE)]
+        opened = [self._verifier.open_direct(data, *_TAKEN) for data in envelopes]
+        packets = [each.payload for each in opened if each.payload_type == STATE_TYPE]
         told = b"".join(each.payload for each in opened if each.payload_type == STATISTICS_TYPE)
         ordered = [each.payload for each in opened if each.payload_type == ORDER_TYPE]
         state = codec.decode_state(packets)

@@ -24,6 +24,11 @@ from esper_ray.reliability.failpoints import passing
 
 LOCKSTEP_PATIENCE_SECONDS = 90.0
 RETRY_SECONDS = 0.25
+_TYPES = {
+    "SystemStatePacket": BusMessageType.SYSTEM_STATE,
+    "GraphStatistics": BusMessageType.SYSTEM_STATE,
+    "AdaptationCommand": BusMessageType.ADAPTATION_COMMAND,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +123,7 @@ class Boundary:
         return Exchange(tuple(accepted.values()), tuple(accepted), tuple(packets), tuple(refused), times, missed)
 
     def _seal(self, told: Sequence[tuple[str, bytes]]) -> list[bytes]:
-        kind = BusMessageType.SYSTEM_STATE
-        return [self._signer.seal(data, kind, payload_type=payload_type) for payload_type, data in told]
+        return [self._signer.seal(data, _TYPES[payload_type], payload_type=payload_type) for payload_type, data in told]
 
     def _ask(self, run: str, told: Sequence[tuple[str, bytes]], sealed: list[bytes]) -> tuple[list[bytes], str]:
         """The answer, or why there is none.
@@ -158,7 +162,7 @@ class Boundary:
         opener = self._verifier.open if repeated else self._verifier.open_direct
         for data in envelopes[:MAX_COMMANDS_PER_BOUNDARY]:
             try:
-                command = codec.decode_command(opener(data).payload)
+                command = codec.decode_command(opener(data, BusMessageType.ADAPTATION_COMMAND).payload)
             except ContractError as fault:
                 refused.append(f"{fault.reason}: {fault}")
                 continue

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from esper_ray.contracts import codec
-from esper_ray.contracts.enums import CommandType, EmergencyLevel
+from esper_ray.contracts.enums import BusMessageType, CommandType, EmergencyLevel
 from esper_ray.contracts.messages import AdaptationCommand
 from esper_ray.errors import ContractError
 from esper_ray.tolaria import recovery
@@ -79,7 +79,7 @@ class Orders:
     def _follow(self, data: bytes) -> None:
         trainer = self._trainer
         try:
-            envelope = trainer.verifier.open_direct(data)
+            envelope = trainer.verifier.open_direct(data, BusMessageType.ADAPTATION_COMMAND)
             trainer.recorder.record_nonce(envelope.nonce)
             command = codec.decode_command(envelope.payload)
         except ContractError as fault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from typer.testing import CliRunner
 from esper_ray.cli.app import app
 from esper_ray.contracts import codec, keys, leyline_pb2, refusals, schema, signing
 from esper_ray.contracts.enums import BusMessageType
+from esper_ray.contracts.envelope import PAYLOADS
 from esper_ray.contracts.nonces import NonceMemory
 from esper_ray.contracts.signing import KeyRing, Signer, Verifier, load_keys, rotate_keys
 from esper_ray.contracts.telemetry import split_telemetry
-from esper_ray.errors import AuthenticityError, ConfigError, ContractError, WrongSchema
+from esper_ray.errors import AuthenticityError, ConfigError, ContractError, WrongSchema, WrongType
 from esper_ray.nissa.metrics import Metrics
 from esper_ray.oona.streams import KINDS
 from esper_ray.reliability.clock import ManualClock
@@ -60,6 +62,47 @@ def test_each_refusal_has_its_own_reason() -> None:
     assert refusal(verifier, sealed(ahead)) == "from_the_future"
 
 
+@pytest.mark.parametrize("size", [0, 1, 16, 64, 65, 200])
+def test_a_signature_is_the_hmac_of_the_standard_library(size: int) -> None:
+    secret = bytes(range(256))[: max(1, size)]
+    data = Signer(KeyRing((("k1", secret),)), "s").seal(
+        b"p" * size, BusMessageType.ALERT, payload_type="TelemetryPacket"
+    )
+    signed = codec.encode_envelope(replace(codec.decode_envelope(data), signature=b""))
+
+    assert codec.decode_envelope(data).signature == hmac.digest(secret, signed, "sha256")
+
+
+def test_a_message_that_carries_another_payload_than_its_type_says_is_refused_and_counted() -> None:
+    clock = ManualClock()
+    signer, verifier = Signer(KeyRing((OLD,)), "s", clock=clock), Verifier(KeyRing((OLD,)), clock=clock)
+    for type in BusMessageType:
+        if type is not BusMessageType.ADAPTATION_COMMAND:
+            for opener in (verifier.open, verifier.open_direct):
+                with pytest.raises(WrongType, match="AdaptationCommand"):
+                    opener(signer.seal(b"p", type, payload_type="AdaptationCommand"))
+
+    (counted,) = [each for each in refusals.take() if each.labels["reason"] == "wrong_type"]
+    assert counted.value == 2 * (len(BusMessageType) - 1)
+
+
+def test_a_receiver_is_handed_no_type_but_those_that_it_takes() -> None:
+    clock = ManualClock()
+    data, verifier = sealed(clock), Verifier(KeyRing((OLD,)), clock=clock)
+
+    with pytest.raises(WrongType, match="SYSTEM_STATE or FIELD_REPORT"):
+        verifier.open_direct(data, BusMessageType.SYSTEM_STATE, BusMessageType.FIELD_REPORT)
+    taken = verifier.open_direct(data, BusMessageType.SYSTEM_STATE, BusMessageType.ADAPTATION_COMMAND)
+
+    assert taken.payload == b"payload", "what was refused for its type has not used up its nonce"
+
+
+def test_the_bus_names_payloads_as_the_contracts_do() -> None:
+    assert {type: kind.payload_type for type, kind in KINDS.items()} == {
+        type: payloads[0] for type, payloads in PAYLOADS.items()
+    }
+
+
 def test_a_nonce_is_known_again_after_a_restart() -> None:
     clock = ManualClock()
     data = sealed(clock)
@@ -84,17 +127,23 @@ def test_the_memory_of_nonces_is_bounded_and_what_it_forgot_is_refused_all_the_s
     assert verifier.open_direct(sealed(clock)).payload == b"payload", "a new one is taken"
 
 
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 200)), max_size=60), st.integers(1, 8))
-def test_no_nonce_is_admitted_twice_within_five_minutes_however_small_the_memory(
-    asked: list[tuple[int, int]], limit: int
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 200), st.integers(-60, 60), st.booleans()), max_size=60),
+    st.integers(1, 8),
+)
+def test_no_nonce_is_admitted_twice_within_five_minutes_however_small_the_memory_and_whenever_it_restarts(
+    asked: list[tuple[int, int, int, bool]], limit: int
 ) -> None:
-    memory, now, admitted = NonceMemory(limit=limit), 10**18, dict[int, int]()
-    for number, seconds in asked:
+    memory, now, made = NonceMemory(limit=limit), 10**18, dict[int, int]()
+    admitted = list[tuple[bytes, int]]()
+    for number, seconds, ahead, restart in asked:
         now += seconds * 10**9
-        made = now - 30 * 10**9 if number not in admitted else admitted[number] - 30 * 10**9
-        if not memory.admit(bytes([number]), made_ns=made, now_ns=now):
-            assert now - admitted.get(number, 0) > 300 * 10**9
-            admitted[number] = now
+        if restart:
+            memory = NonceMemory(admitted, limit=limit)
+        nonce, last = bytes([number]), max((at for known, at in admitted if known == bytes([number])), default=0)
+        if not memory.admit(nonce, made_ns=made.setdefault(number, now + ahead * 10**9), now_ns=now):
+            assert now - last > 300 * 10**9
+            admitted.append((nonce, now))
         assert len(memory) <= limit
 
 

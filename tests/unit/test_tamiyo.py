@@ -14,7 +14,7 @@ from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.messages import SeedState, SystemState
 from esper_ray.contracts.ports import Candidate, RunOpening, SlotInfo, SlotSignature
 from esper_ray.contracts.signing import Signer, Verifier, load_keys
-from esper_ray.errors import AuthenticityError, RunError
+from esper_ray.errors import AuthenticityError, RunError, WrongType
 from esper_ray.reliability.clock import ManualClock
 from esper_ray.tamiyo.controller import Tamiyo
 from esper_ray.tamiyo.heuristic import CONTROLLERS, heuristic, strongest, trend
@@ -193,6 +193,18 @@ def test_an_unknown_run_and_a_replayed_state_are_refused(tmp_path):
     with pytest.raises(AuthenticityError) as caught:
         desk.tamiyo.decide("r", sealed)
     assert caught.value.reason == "nonce_replayed"
+
+
+def test_a_state_that_says_it_is_something_else_is_refused(tmp_path):
+    desk = Desk(tmp_path)
+    desk.tamiyo.open_run(opening())
+    (packet,) = codec.encode_state(state(1))
+    for kind, name in (
+        (BusMessageType.ADAPTATION_COMMAND, "SystemStatePacket"),
+        (BusMessageType.ALERT, "TelemetryPacket"),
+    ):
+        with pytest.raises(WrongType):
+            desk.tamiyo.decide("r", [desk.signer.seal(packet, kind, payload_type=name)])
 
 
 @pytest.mark.parametrize(

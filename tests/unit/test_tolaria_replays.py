@@ -60,3 +60,27 @@ def test_an_order_that_is_sent_again_after_a_restart_is_refused_by_its_nonce(tmp
     reasons = [json.loads(line)["reason"] for line in lines("events.jsonl") if "refusal" in line]
     assert any(reason.startswith("nonce_replayed") for reason in reasons)
     again.close()
+
+
+def test_an_order_of_another_type_is_refused_and_not_followed(tmp_path) -> None:
+    config = configuration.load(None, [f"home={tmp_path}", "run.epochs=4", "run.mode=lockstep", *SETTINGS])
+    waiting = list[bytes]()
+    trainer = Trainer(
+        RunRequest("r", config),
+        replace(inprocess.surroundings(config), orders=lambda: [waiting.pop()] if waiting else []),
+    )
+    trainer.open()
+    emergency = EmergencyDirective(EmergencyLevel.ELEVATED, "smoke")
+    now = trainer.around.clock.now_ns()
+    command = AdaptationCommand(1, CommandType.EMERGENCY, "r", 0, now, "operator", emergency=emergency)
+    signer = Signer(trainer.around.keys, "operator")
+    waiting.append(signer.seal(codec.encode_command(command), BusMessageType.ALERT, payload_type="TelemetryPacket"))
+    trainer.one_epoch()
+
+    folder = tmp_path / "runs" / "r"
+    reasons = [
+        json.loads(line)["reason"] for line in (folder / "events.jsonl").read_text().splitlines() if "refusal" in line
+    ]
+    assert any(reason.startswith("wrong_type") for reason in reasons)
+    assert not (folder / "incidents.jsonl").exists()
+    trainer.close()
