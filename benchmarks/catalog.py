@@ -40,6 +40,7 @@ BARS = (
     Bar("fetch_actor_p99_ms", 5.0),
     Bar("fetch_cold_p99_ms", 20.0),
     Bar("hit_rate", 0.99, reach=True),
+    Bar("hit_rate_fetches", 0, above=True),
     Bar("recovery_10k_s", 1.0),
 )
 BATCH = 64
@@ -51,6 +52,9 @@ _SHORT = (
     "run.host_width=8",
     "run.threads=1",
     "forge.compile=never",
+    # Asks for a block at each boundary, whatever the host has learned.
+    "tamiyo.controller=periodic",
+    "tamiyo.period=1",
 )
 """A run of some seconds in which blocks are asked for."""
 _ASKED = ("conv-16x24x24", "conv-32x12x12", "conv-64x6x6", "sequence-64x32", "vector-24")

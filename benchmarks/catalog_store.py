@@ -120,6 +120,8 @@ def in_the_actor(session: Session, count: int) -> dict[str, float]:
 def hit_rate(session: Session, config: Config, runs: int) -> dict[str, float]:
     """Of what short runs fetch after one that warmed everything up: how much is in memory when it is asked for."""
     session.wait(session.submit(_run(config, 0)))
+    while session.ask("tezzeret", "progress")["phase"] in ("eager", "compile"):
+        time.sleep(0.5)
     before = session.ask("urza", "stats")
     for number in range(runs):
         session.wait(session.submit(_run(config, number + 1)))

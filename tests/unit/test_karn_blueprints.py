@@ -91,6 +91,7 @@ def test_one_of_each_family_exports_for_any_batch_size(blueprint) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own
 @by_id
 def test_all_export_and_compile(blueprint) -> None:
     for signature in SLOTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import select
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from esper_ray import config as configuration
+from esper_ray import inprocess
 from esper_ray.contracts.enums import CommandType, SeedOperation
+from esper_ray.contracts.enums import SeedLifecycleGate as Gate
 from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.messages import AdaptationCommand, SeedDirective, blueprint_number
 from esper_ray.contracts.ports import Kernel, KernelSpec
@@ -21,11 +23,13 @@ from esper_ray.karn.blueprints import build
 from esper_ray.karn.blueprints.quarantined import FUSE_CALLS
 from esper_ray.karn.catalog import BLUEPRINTS
 from esper_ray.karn.sandbox import sandbox
-from esper_ray.kasmina import kernels
+from esper_ray.kasmina import gates, kernels
 from esper_ray.kasmina.gates import birth
 from esper_ray.tezzeret import compiler
 from esper_ray.tezzeret.forge import wanted_of
 from esper_ray.tezzeret.worker import Event, Job, Limits
+from esper_ray.tolaria.trainer import RunRequest, Trainer
+from tests import tiny_runs
 from tests.seed_worlds import SIGNATURE, World
 
 SANDBOXED = (
@@ -33,6 +37,9 @@ SANDBOXED = (
     "-c",
     "from esper_ray.karn.sandbox import sandbox\nfrom esper_ray.tezzeret import job\nwith sandbox(): job.main()",
 )
+EPOCHS = 8
+RUN = (*tiny_runs.SETTINGS, f"run.epochs={EPOCHS}", "run.mode=lockstep", "run.threads=1", "tamiyo.controller=never")
+KERNELS = inprocess.LocalKernels()
 QUARANTINED = [f"BP{number:03d}" for number in range(43, 51)]
 
 
@@ -135,14 +142,57 @@ def test_severed_is_stopped_by_the_forges_check_and_by_g0_before_its_first_step(
     assert "tensors get no gradient" in drill.gate("G0")["reason"]
 
 
-def test_a_time_bomb_is_stopped_when_it_goes_off_and_its_host_stays_sound() -> None:
+def drilled(identifier: str, home: Path, *settings: str) -> Trainer:
+    """A whole run in which a person orders that block into the middle slot after the first epoch."""
+    config = configuration.load(None, [f"home={home}", *RUN, *settings])
+    run = Trainer(RunRequest("r", config, resume=False), inprocess.surroundings(config, kernels=KERNELS))
+    run.open()
+    run.one_epoch()
+    if identifier:
+        directive = SeedDirective(SeedOperation.GERMINATE, blueprint=blueprint_number(identifier))
+        order = AdaptationCommand(1, CommandType.SEED, "r", 1, 0, "t", slot=1, seed_directive=directive)
+        assert run.orders.apply(order) == ""
+    while run.step < run.total_steps:
+        run.one_epoch()
+    run.close()
+    return run
+
+
+def told(run: Trainer, kind: str, file: str = "events.jsonl") -> list[dict]:
+    lines = (run.folder / file).read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def put_to_sleep(monkeypatch: pytest.MonkeyPatch, *asleep: Gate) -> None:
+    """These gates let everything pass: what stands behind them is what the drill is about."""
+    for gate in asleep:
+        monkeypatch.setitem(gates.GATES, gate, lambda *_: gates.Verdict(True, "asleep", {}))  # type: ignore[misc]
+
+
+def test_a_time_bomb_that_goes_off_in_isolation_is_stopped_by_g1_and_its_host_never_notices(tmp_path: Path) -> None:
     with sandbox():
-        drill = Drill("BP046")
-        drill.train(FUSE_CALLS + 5)
-    seed = drill.garden.slots[0].seed
-    culled = [e for e in drill.events if e.get("to") == "CULLED" or e.get("stage") == "CULLED"]
-    assert culled or "not finite" in judge_training(drill), (seed, drill.events[-3:])
-    assert all(torch.isfinite(value).all() for value in drill.model.state_dict().values())
+        run = drilled("BP046", tmp_path / "drill")
+    verdicts = {row["epoch"]: row["reason"] for row in told(run, "gate") if row["gate"] == "G1_GRADIENT_HEALTH"}
+    unsound = [epoch for epoch, reason in verdicts.items() if "a gradient is not finite" in reason]
+    # Called twice at its birth and 8 times in each epoch from the second on, it goes off in the sixth.
+    assert unsound == [6, 7]
+    assert [row["reason"] for row in told(run, "stage") if row["to"] == "CULLED"] == [
+        "6 epochs in TRAINING without passing on"
+    ]
+    alone = drilled("", tmp_path / "alone").model.state_dict()
+    assert all(torch.equal(value, alone[name]) for name, value in run.model.state_dict().items())
+
+
+def test_a_time_bomb_that_goes_off_in_the_path_costs_an_epoch_and_is_removed(tmp_path: Path, monkeypatch) -> None:
+    put_to_sleep(monkeypatch, Gate.G1_GRADIENT_HEALTH)
+    with sandbox():
+        run = drilled("BP046", tmp_path)
+    back = told(run, "rollback", "incidents.jsonl")
+    culled = [row for row in told(run, "stage") if row["to"] == "CULLED"]
+    assert len(back) == 1
+    assert "training loss is not finite" in culled[0]["reason"]
+    assert run.epoch == EPOCHS
+    assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
 
 
 def made_by_a_job(identifier: str, folder: Path, limits: Limits) -> Event:
@@ -177,25 +227,33 @@ def test_intruding_is_stopped_by_the_forges_check_and_by_g0_before_its_first_ste
     assert "output changes" in drill.gate("G0")["reason"]
 
 
-def test_overbearing_is_stopped_by_g3_when_its_slots_output_is_compared_on_and_off() -> None:
-    from esper_ray.kasmina.gates import interface
-
+def test_overbearing_is_stopped_by_g1_for_its_host_cannot_use_what_it_makes(tmp_path: Path) -> None:
     with sandbox():
-        drill = Drill("BP050")
-        drill.train(4)
-    assert drill.stage is Stage.TRAINING
-    h = F.relu(torch.randn(32, *SIGNATURE.shape, generator=torch.Generator().manual_seed(2)))
-    with torch.no_grad():
-        y = h + drill.branch(h)
-    evidence = {
-        "cosine": float(F.cosine_similarity(h.flatten(1), y.flatten(1)).mean()),
-        "scale": float(y.std() / h.std()),
-        "shift": float((y.mean() - h.mean()).abs() / h.std()),
-        "gain": 0.0,
-    }
-    verdict = interface(evidence, configuration.SeedConfig())
-    assert not verdict.passed
-    assert "the output turned away" in verdict.reason
+        run = drilled("BP050", tmp_path)
+    refused = [row for row in told(run, "gate") if not row["passed"]]
+    assert refused[0]["epoch"] == 2
+    assert {row["gate"] for row in refused} == {"G1_GRADIENT_HEALTH"}
+    assert all("its loss does not fall" in row["reason"] for row in refused)
+
+
+@pytest.mark.parametrize(
+    ("asleep", "awake", "reason"),
+    [
+        ((), Gate.G2_STABILITY, "the validation loss rose"),
+        ((Gate.G2_STABILITY,), Gate.G3_INTERFACE, "the output turned away"),
+    ],
+    ids=["g2", "g3"],
+)
+def test_overbearing_is_stopped_by_the_gates_behind_g1_as_well(
+    tmp_path: Path, monkeypatch, asleep, awake, reason
+) -> None:
+    put_to_sleep(monkeypatch, Gate.G1_GRADIENT_HEALTH, *asleep)
+    with sandbox():
+        run = drilled("BP050", tmp_path)
+    refused = [row for row in told(run, "gate") if not row["passed"]]
+    assert refused[0]["gate"] == awake.name
+    assert reason in refused[0]["reason"]
+    assert Stage.FOSSILIZED not in {slot.stage for slot in run.garden.slots}
 
 
 def test_an_honest_block_passes_where_the_quarantined_ones_are_stopped() -> None:
