@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import esper_ray
 from esper_ray.actors.resources import take_priority
@@ -18,7 +18,7 @@ from esper_ray.contracts.enums import BlueprintTier, BusMessageType, CircuitBrea
 from esper_ray.contracts.messages import EventEnvelope, MetricPoint
 from esper_ray.contracts.ports import SlotSignature
 from esper_ray.contracts.telemetry import publish_telemetry
-from esper_ray.karn.catalog import Blueprint, Offer, QueryAnswer
+from esper_ray.karn.catalog import Blueprint, Offer, QueryAnswer, Wanted
 from esper_ray.karn.librarian import Librarian
 from esper_ray.oona.bus import connect_consumer, connect_publisher
 from esper_ray.oona.streams import NORMAL
@@ -37,27 +37,9 @@ class KarnActor:
         self._consumer = connect_consumer(config, GROUP, (NORMAL,), self._handle)
         self._consumer.start()
 
-    def query(
-        self,
-        signature: str,
-        *,
-        tier_ceiling: int = BlueprintTier.SAFE,
-        approved: Sequence[str] = (),
-        parameter_budget: int | None = None,
-        family: str | None = None,
-        latency_budget_ms: float | None = None,
-        offer: Offer = "standard",
-    ) -> QueryAnswer:
+    def query(self, signature: str, **wanted: Unpack[Wanted]) -> QueryAnswer:
         """What may grow in that slot; see `Librarian.query`."""
-        return self._librarian.query(
-            SlotSignature.parse(signature),
-            tier_ceiling=BlueprintTier(tier_ceiling),
-            approved=approved,
-            parameter_budget=parameter_budget,
-            family=family,
-            latency_budget_ms=latency_budget_ms,
-            offer=offer,
-        )
+        return self._librarian.query(SlotSignature.parse(signature), **wanted)
 
     def offered(self, signature: str, approved: Sequence[str], offer: Offer) -> QueryAnswer:
         """What a decider is offered for that slot, in a run with these approvals."""

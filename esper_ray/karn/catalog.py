@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from esper_ray.contracts.enums import BlueprintTier
 from esper_ray.contracts.messages import blueprint_number
@@ -29,6 +29,7 @@ __all__ = [
     "Catalog",
     "Offer",
     "QueryAnswer",
+    "Wanted",
     "candidates",
     "tier_of",
 ]
@@ -40,6 +41,27 @@ TASK_KINDS: Mapping[str, SlotKind] = {
     "mlp-lite": "vector",
 }
 _REMEMBERED = 4096
+
+
+class Wanted(TypedDict, total=False):
+    """What a query asks for besides the slot.
+
+    Attributes:
+        tier_ceiling: the highest tier that is approved as a whole; SAFE where nothing is said.
+        approved: numbers above it that are approved one by one.
+        parameter_budget: the most parameters that one may have.
+        family: only those of this family.
+        latency_budget_ms: the most that a step over a batch of 64 may take, as `Blueprint.latency_ms` estimates it.
+        offer: "standard", the default, keeps to the ones that are offered by default, so that a decision stays within
+            its time; "wide" takes in all that fit.
+    """
+
+    tier_ceiling: BlueprintTier
+    approved: Collection[str]
+    parameter_budget: int | None
+    family: str | None
+    latency_budget_ms: float | None
+    offer: Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,37 +141,10 @@ class Catalog:
             )
         return blueprint
 
-    def query(
-        self,
-        signature: SlotSignature,
-        *,
-        tier_ceiling: BlueprintTier = BlueprintTier.SAFE,
-        approved: Collection[str] = frozenset(),
-        parameter_budget: int | None = None,
-        family: str | None = None,
-        latency_budget_ms: float | None = None,
-        offer: Offer = "standard",
-    ) -> QueryAnswer:
-        """Which blueprints, with their default parameters, may grow in that slot; cheapest in parameters first.
-
-        Args:
-            approved: numbers above SAFE that are approved one by one.
-            parameter_budget: the most parameters that one may have.
-            family: only those of this family.
-            latency_budget_ms: the most that a step over a batch of 64 may take, as `Blueprint.latency_ms` estimates it.
-            offer: "standard" keeps to the ones that are offered by default, so that a decision stays within its time;
-                "wide" takes in all that fit.
-        """
-        return self._answered(
-            signature,
-            tier_ceiling,
-            frozenset(approved),
-            parameter_budget,
-            family,
-            latency_budget_ms,
-            offer,
-            sandbox.is_open(),
-        )
+    def query(self, signature: SlotSignature, **wanted: Unpack[Wanted]) -> QueryAnswer:
+        """Which blueprints, with their default parameters, may grow in that slot; cheapest in parameters first."""
+        asked = {**wanted, "approved": frozenset(wanted.get("approved", ()))}
+        return self._answered(signature, sandbox.is_open(), **asked)
 
     def of_task(
         self,
@@ -191,26 +186,27 @@ class Catalog:
     def _answer(
         self,
         signature: SlotSignature,
-        ceiling: BlueprintTier,
-        approved: frozenset[str],
-        budget: int | None,
-        family: str | None,
-        latency_ms: float | None,
-        offer: Offer,
         in_drill: bool,  # noqa: ARG002  part of what the answer is remembered by
+        *,
+        approved: frozenset[str],
+        tier_ceiling: BlueprintTier = BlueprintTier.SAFE,
+        parameter_budget: int | None = None,
+        family: str | None = None,
+        latency_budget_ms: float | None = None,
+        offer: Offer = "standard",
     ) -> QueryAnswer:
         candidates: list[Blueprint] = []
         left_out: dict[str, str] = {}
         for blueprint, misfit, size in self._sized(signature):
-            reason = refusal(blueprint, ceiling, approved) or misfit
+            reason = refusal(blueprint, tier_ceiling, approved) or misfit
             if reason:
                 left_out[blueprint.id] = reason
             elif family is not None and blueprint.family != family:
                 left_out[blueprint.id] = f"of the family {blueprint.family}, not {family}"
-            elif budget is not None and size > budget:
-                left_out[blueprint.id] = f"{size} parameters are more than the budget of {budget}"
-            elif latency_ms is not None and (slow := blueprint.latency_ms(signature)) > latency_ms:
-                left_out[blueprint.id] = f"about {slow:.1f} ms a step are more than {latency_ms:g}"
+            elif parameter_budget is not None and size > parameter_budget:
+                left_out[blueprint.id] = f"{size} parameters are more than the budget of {parameter_budget}"
+            elif latency_budget_ms is not None and (slow := blueprint.latency_ms(signature)) > latency_budget_ms:
+                left_out[blueprint.id] = f"about {slow:.1f} ms a step are more than {latency_budget_ms:g}"
             elif offer == "standard" and signature.kind == "conv" and not blueprint.offered:
                 left_out[blueprint.id] = "not offered by default; seeds.offer=wide does"
             else:

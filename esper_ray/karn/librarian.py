@@ -13,13 +13,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from esper_ray.contracts.enums import BlueprintTier, CircuitBreakerState, FieldReportOutcome
 from esper_ray.contracts.messages import FieldReport, blueprint_name
 from esper_ray.contracts.ports import SlotSignature
 from esper_ray.errors import BlueprintError
-from esper_ray.karn.catalog import CATALOG, Blueprint, Catalog, Offer, QueryAnswer
+from esper_ray.karn.catalog import CATALOG, Blueprint, Catalog, QueryAnswer, Wanted
 from esper_ray.reliability.breaker import Breaker
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 from esper_ray.reliability.journal import Journal
@@ -77,17 +77,7 @@ class Librarian:
     def be_ordinary(self) -> None:
         self._conservative = ""
 
-    def query(
-        self,
-        signature: SlotSignature,
-        *,
-        tier_ceiling: BlueprintTier = BlueprintTier.SAFE,
-        approved: Collection[str] = frozenset(),
-        parameter_budget: int | None = None,
-        family: str | None = None,
-        latency_budget_ms: float | None = None,
-        offer: Offer = "standard",
-    ) -> QueryAnswer:
+    def query(self, signature: SlotSignature, **wanted: Unpack[Wanted]) -> QueryAnswer:
         """`Catalog.query` with the safe pool behind it; the answer's ``note`` says where it took that."""
         started = time.perf_counter()
         try:
@@ -96,15 +86,7 @@ class Librarian:
             if not self.breaker.allow():
                 return self._pool(signature, "the catalogue failed three times and is being left alone")
             try:
-                answer = self._catalog.query(
-                    signature,
-                    tier_ceiling=tier_ceiling,
-                    approved=approved,
-                    parameter_budget=parameter_budget,
-                    family=family,
-                    latency_budget_ms=latency_budget_ms,
-                    offer=offer,
-                )
+                answer = self._catalog.query(signature, **wanted)
             except BlueprintError:
                 self.breaker.success()
                 raise
