@@ -36,11 +36,11 @@ _STOPPED = {
     "BP043": "G1 within six isolated steps: the gradient exploded (or the loss does not fall, if the host normalises)",
     "BP044": "G1 (the gradient vanished), within six isolated steps",
     "BP045": "the forge's check, and G0 at the graft: before its first step",
-    "BP046": "G1 in the epoch in which it goes off; live, the epoch is undone and the seed removed. Its host stays sound",
+    "BP046": "G1 in the epoch in which it goes off; live, the epoch is undone and the seed removed. Its host is sound",
     "BP047": "the forge's time limit: its job is killed",
     "BP048": "the forge's memory limit: its job fails",
     "BP049": "the forge's check, and G0 at the graft: before its first step",
-    "BP050": "G1 after its first epoch: its loss does not fall; behind it G2 (validation loss) and G3 (the slot's output)",
+    "BP050": "G1 after its first epoch: its loss does not fall; behind it G2 (validation loss), G3 (slot's output)",
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from esper_ray.contracts.enums import BlueprintTier
 from esper_ray.contracts.ports import SlotSignature
-from esper_ray.karn import blueprints
+from esper_ray.karn import blueprints, shapes
 from esper_ray.karn.recipe import Blueprint
 
 Values = Mapping[str, float]
@@ -116,8 +116,8 @@ def beats_the_identity(blueprint: Blueprint, signature: SlotSignature, values: V
         return 1.5 * x + torch.relu(x.roll(1, channel))
 
     branch = newborn(blueprint, signature, values)
-    # A vector is one position: it takes more samples to learn from as many places.
-    samples = 1024 if signature.kind == "vector" else 32
+    # As many places to learn from in a large map, with fewer samples; a vector is one position, and takes more of them.
+    samples = 1024 if signature.kind == "vector" else max(8, min(32, 4608 // shapes.positions(signature)))
     h, held_out = activations(signature, samples), activations(signature, samples, seed=8)
     optimizer = torch.optim.Adam(branch.parameters(), lr=0.02)
     for _ in range(40):
