@@ -75,12 +75,16 @@ class Tape:
 
 
 def record(config: Config) -> list[Packet]:
-    """Do the demo on Ray, with its controls, and return what it sent."""
+    """Do the demo on Ray, alone and then with its controls, and return what it sent."""
     tape = Tape()
     with connect(config, say=common.console.print) as session:
         session.up()
         consumer = connect_consumer(config, "recording", STREAMS, tape.handle)
         consumer.start()
+        # In a new home the first run has no blocks yet; the second grows.
+        session.wait(session.submit(config))
+        while (forge := session.ask("tezzeret", "progress"))["done"] < forge["total"]:
+            time.sleep(0.5)
         run, warned = session.submit(config, compare=True), False
         for status in session.watch(run):
             warned = warned or _warn(session, status)

@@ -7,6 +7,9 @@ oversized bytes, another version, a metric that is not a finite number.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from esper_ray.contracts import leyline_pb2 as pb
 from esper_ray.contracts.enums import (
     BlendMode,
@@ -40,7 +43,7 @@ from esper_ray.contracts.messages import (
     TraceSpan,
 )
 from esper_ray.contracts.state import decode_state, encode_state
-from esper_ray.contracts.wire import VERSION, finite, finite_value, parse, to_enum, within_limit
+from esper_ray.contracts.wire import VERSION, finite, finite_value, parse, put_metrics, texts, to_enum, within_limit
 
 __all__ = [
     "decode_catalog_update",
@@ -67,7 +70,7 @@ def encode_command(command: AdaptationCommand) -> bytes:
     wire = pb.AdaptationCommand(
         version=VERSION,
         command_id=command.command_id,
-        type=int(command.type),  # type: ignore[arg-type]
+        type=command.type,  # type: ignore[arg-type]
         run=command.run,
         epoch=command.epoch,
         slot=command.slot,
@@ -75,52 +78,36 @@ def encode_command(command: AdaptationCommand) -> bytes:
         deadline_ms=command.deadline_ms,
         issued_at_ns=command.issued_at_ns,
         issued_by=command.issued_by,
-        annotations=dict(command.annotations),
+        annotations=command.annotations or None,
         branch=command.branch,
     )
-    directive = command.seed_directive
-    if directive is not None:
-        wire.seed_directive.CopyFrom(
-            pb.SeedDirective(
-                operation=int(directive.operation),  # type: ignore[arg-type]
-                blueprint=directive.blueprint,
-                parameters=finite(directive.parameters),
-                blend_mode=int(directive.blend_mode),  # type: ignore[arg-type]
-                blend_schedule=directive.blend_schedule,
-            )
-        )
+    if command.seed_directive is not None:
+        given, seed = command.seed_directive, wire.seed_directive
+        seed.SetInParent()
+        seed.operation = given.operation  # type: ignore[assignment]
+        seed.blueprint = given.blueprint
+        put_metrics(seed.parameters, given.parameters)
+        seed.blend_mode = given.blend_mode  # type: ignore[assignment]
+        seed.blend_schedule = given.blend_schedule
     elif command.rollback is not None:
         wire.rollback.CopyFrom(pb.RollbackDirective(epoch=command.rollback.epoch))
     elif command.pause is not None:
         wire.pause.CopyFrom(pb.PauseDirective(paused=command.pause.paused))
     elif command.emergency is not None:
-        given = command.emergency
-        wire.emergency.CopyFrom(
-            pb.EmergencyDirective(level=int(given.level), reason=given.reason)  # type: ignore[arg-type]
-        )
+        level, reason = command.emergency.level, command.emergency.reason
+        wire.emergency.CopyFrom(pb.EmergencyDirective(level=level, reason=reason))  # type: ignore[arg-type]
     elif command.optimizer is not None:
         factor = finite_value("learning_rate_factor", command.optimizer.learning_rate_factor)
         wire.optimizer.CopyFrom(pb.OptimizerAdjustment(policy=command.optimizer.policy, learning_rate_factor=factor))
     elif command.breaker is not None:
-        breaker = command.breaker
-        wire.breaker.CopyFrom(
-            pb.BreakerDirective(breaker=breaker.breaker, state=int(breaker.state))  # type: ignore[arg-type]
-        )
+        breaker, state = command.breaker.breaker, command.breaker.state
+        wire.breaker.CopyFrom(pb.BreakerDirective(breaker=breaker, state=state))  # type: ignore[arg-type]
     return within_limit(wire)
 
 
 def decode_command(data: bytes) -> AdaptationCommand:
     wire = parse(pb.AdaptationCommand, data)
-    directive = None
-    if wire.HasField("seed_directive"):
-        given = wire.seed_directive
-        directive = SeedDirective(
-            operation=to_enum(SeedOperation, given.operation),
-            blueprint=given.blueprint,
-            parameters=finite(given.parameters),
-            blend_mode=to_enum(BlendMode, given.blend_mode),
-            blend_schedule=given.blend_schedule,
-        )
+    directive = wire.WhichOneof("directive")
     return AdaptationCommand(
         command_id=wire.command_id,
         type=to_enum(CommandType, wire.type),
@@ -131,23 +118,32 @@ def decode_command(data: bytes) -> AdaptationCommand:
         slot=wire.slot,
         seed=wire.seed,
         deadline_ms=wire.deadline_ms,
-        seed_directive=directive,
-        annotations=dict(wire.annotations),
+        annotations=texts(wire.annotations),
         branch=wire.branch,
-        rollback=RollbackDirective(wire.rollback.epoch) if wire.HasField("rollback") else None,
-        pause=PauseDirective(wire.pause.paused) if wire.HasField("pause") else None,
-        emergency=EmergencyDirective(to_enum(EmergencyLevel, wire.emergency.level), wire.emergency.reason)
-        if wire.HasField("emergency")
-        else None,
-        optimizer=OptimizerAdjustment(
-            wire.optimizer.policy, finite_value("learning_rate_factor", wire.optimizer.learning_rate_factor)
-        )
-        if wire.HasField("optimizer")
-        else None,
-        breaker=BreakerDirective(wire.breaker.breaker, to_enum(CircuitBreakerState, wire.breaker.state))
-        if wire.HasField("breaker")
-        else None,
+        **({directive: _DIRECTIVES[directive](getattr(wire, directive))} if directive else {}),
     )
+
+
+def _seed_directive(wire: pb.SeedDirective) -> SeedDirective:
+    return SeedDirective(
+        to_enum(SeedOperation, wire.operation),
+        wire.blueprint,
+        finite(wire.parameters),
+        to_enum(BlendMode, wire.blend_mode),
+        wire.blend_schedule,
+    )
+
+
+_DIRECTIVES: dict[str, Callable[[Any], Any]] = {
+    "seed_directive": _seed_directive,
+    "rollback": lambda wire: RollbackDirective(wire.epoch),
+    "pause": lambda wire: PauseDirective(wire.paused),
+    "emergency": lambda wire: EmergencyDirective(to_enum(EmergencyLevel, wire.level), wire.reason),
+    "optimizer": lambda wire: OptimizerAdjustment(
+        wire.policy, finite_value("learning_rate_factor", wire.learning_rate_factor)
+    ),
+    "breaker": lambda wire: BreakerDirective(wire.breaker, to_enum(CircuitBreakerState, wire.state)),
+}
 
 
 def encode_report(report: FieldReport) -> bytes:
@@ -199,7 +195,7 @@ def encode_telemetry(packet: TelemetryPacket) -> bytes:
             source=packet.source,
             level=int(packet.level),  # type: ignore[arg-type]
             metrics=[
-                pb.MetricPoint(key=point.key, value=finite_value(point.key, point.value), labels=dict(point.labels))
+                pb.MetricPoint(key=point.key, value=finite_value(point.key, point.value), labels=point.labels or None)
                 for point in packet.metrics
             ],
             events=[
@@ -207,7 +203,7 @@ def encode_telemetry(packet: TelemetryPacket) -> bytes:
                     kind=event.kind,
                     level=int(event.level),  # type: ignore[arg-type]
                     message=event.message,
-                    attributes=dict(event.attributes),
+                    attributes=event.attributes or None,
                 )
                 for event in packet.events
             ],
@@ -242,10 +238,10 @@ def decode_telemetry(data: bytes) -> TelemetryPacket:
         source=wire.source,
         level=to_enum(TelemetryLevel, wire.level),
         metrics=tuple(
-            MetricPoint(point.key, finite_value(point.key, point.value), dict(point.labels)) for point in wire.metrics
+            MetricPoint(key := point.key, finite_value(key, point.value), texts(point.labels)) for point in wire.metrics
         ),
         events=tuple(
-            TelemetryEvent(event.kind, to_enum(TelemetryLevel, event.level), event.message, dict(event.attributes))
+            TelemetryEvent(event.kind, to_enum(TelemetryLevel, event.level), event.message, texts(event.attributes))
             for event in wire.events
         ),
         run=wire.run,

@@ -30,6 +30,12 @@ PAYLOADS: Mapping[BusMessageType, tuple[str, ...]] = {
 }
 
 
+# The tag of field 17 and the length of an HMAC-SHA-256; the tag of field 18 and its eight bytes.
+_SIGNATURE_HEAD = b"\x8a\x01\x20"
+_SIGNATURE_BYTES = len(_SIGNATURE_HEAD) + 32
+_SCHEMA_BYTES = 2 + 8
+
+
 def encode_envelope(envelope: EventEnvelope) -> bytes:
     """Canonical bytes (deterministic), which are also what gets signed, with an empty signature."""
     return _canonical(_wire_envelope(envelope))
@@ -65,13 +71,15 @@ def seal(
         nonce=nonce,
         schema=schema_tag(),
     )
-    wire.signature = sign(_canonical(wire))
-    return _canonical(wire)
+    # The signature's place is before the schema, the last field: put in there, the bytes need not be made again.
+    unsigned = _canonical(wire, signature_bytes=_SIGNATURE_BYTES)
+    place = len(unsigned) - _SCHEMA_BYTES
+    return b"".join((unsigned[:place], _SIGNATURE_HEAD, sign(unsigned), unsigned[place:]))
 
 
-def _canonical(wire: pb.EventEnvelope) -> bytes:
+def _canonical(wire: pb.EventEnvelope, *, signature_bytes: int = 0) -> bytes:
     data = wire.SerializeToString(deterministic=True)
-    if len(data) > ENVELOPE_BYTES:
+    if len(data) + signature_bytes > ENVELOPE_BYTES:
         raise MessageTooLarge(
             f"An envelope of {len(data)} bytes was refused.",
             why=f"The bus carries at most {ENVELOPE_BYTES} bytes.",

@@ -10,20 +10,10 @@ from esper_ray.errors import ContractError
 
 def encode_decision(record: DecisionRecord) -> bytes:
     """Masks travel as one bit per choice."""
-    heads = [
-        pb.HeadDecision(
-            head=head.head,
-            choice=head.choice,
-            log_probability=finite_value(head.head, head.log_probability),
-            mask=_pack(head.mask),
-        )
-        for head in record.heads
-    ]
-    return pb.DecisionRecord(
+    wire = pb.DecisionRecord(
         version=VERSION,
         command_id=record.command_id,
         policy_version=record.policy_version,
-        heads=heads,
         value=finite_value("value", record.value),
         observation_digest=record.observation_digest,
         run=record.run,
@@ -32,7 +22,14 @@ def encode_decision(record: DecisionRecord) -> bytes:
         place=record.place,
         branch=record.branch,
         terminal=record.terminal,
-    ).SerializeToString()
+    )
+    for head in record.heads:
+        each = wire.heads.add()
+        each.head = head.head
+        each.choice = head.choice
+        each.log_probability = finite_value(head.head, head.log_probability)
+        each.mask = _pack(head.mask)
+    return wire.SerializeToString()
 
 
 def decode_decision(data: bytes) -> DecisionRecord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from enum import IntEnum
 from typing import TypeVar, cast
 
@@ -62,6 +62,17 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
         for key, value in found.items():
             finite_value(key, value)
     return found
+
+
+def texts(wire: Mapping[str, str]) -> dict[str, str]:
+    """A message's map of texts as a dict of its own."""
+    return {key: wire[key] for key in wire} if wire else {}
+
+
+def put_metrics(wire: MutableMapping[str, float], metrics: Mapping[str, float]) -> None:
+    """Into a message's map, one by one: twice as fast as its constructor takes a dict."""
+    for key, value in metrics.items():
+        wire[key] = finite_value(key, value)
 
 
 def finite_value(key: str, value: float) -> float:

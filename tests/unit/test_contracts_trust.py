@@ -71,6 +71,7 @@ def test_a_signature_is_the_hmac_of_the_standard_library(size: int) -> None:
     signed = codec.encode_envelope(replace(codec.decode_envelope(data), signature=b""))
 
     assert codec.decode_envelope(data).signature == hmac.digest(secret, signed, "sha256")
+    assert codec.encode_envelope(codec.decode_envelope(data)) == data, "canonical bytes"
 
 
 def test_a_message_that_carries_another_payload_than_its_type_says_is_refused_and_counted() -> None:
