@@ -13,6 +13,7 @@ from rich.console import Console
 import esper_ray
 from esper_ray import config as configuration
 from esper_ray.cli import orders, show
+from esper_ray.cli.alerts import app as alerts_app
 from esper_ray.cli.blueprints import app as blueprints_app
 from esper_ray.cli.bus import app as bus_app
 from esper_ray.cli.contracts import app as contracts_app
@@ -42,6 +43,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(blueprints_app, name="blueprints")
 app.add_typer(simic_app, name="simic")
 app.add_typer(urza_app, name="urza")
+app.add_typer(alerts_app, name="alerts")
 console = Console(highlight=False)
 _OF_THE_RUN = ("run", "optimizer", "seeds", "tamiyo", "emergency")
 

@@ -31,6 +31,7 @@ ROLLBACK_PARTS = (
 ROLLBACK_FAST_MS = Budget("rollback", 500.0, "a rollback from memory")
 ROLLBACK_FULL_MS = Budget("full_rollback", 12_000.0, "a rollback from disk")
 
+HIT_RATE = 0.95  # of the kernels that are asked for, once the forge has made them
 CONTROL_MESSAGE_BYTES = 280
 ENVELOPE_BYTES = 256 * 1024
 MAX_COMMANDS_PER_BOUNDARY = 4

@@ -97,7 +97,8 @@ def _put_seed(wire: pb.SeedState, seed: SeedState) -> None:
 def decode_state(packets: Iterable[bytes]) -> SystemState:
     """The state from all the packets of one boundary, in any order."""
     wires = sorted((parse(pb.SystemStatePacket, data) for data in packets), key=lambda wire: wire.part)
-    if not wires or [wire.part for wire in wires] != list(range(wires[0].parts)):
+    count = len(wires)
+    if not wires or wires[0].parts != count or [wire.part for wire in wires] != list(range(count)):
         raise ContractError("A system state arrived incomplete.", why="Some of its packets are missing.")
     # By place, here and below, which takes a fifth less time: in the order of the dataclasses.
     head, hardware = wires[0], wires[0].hardware

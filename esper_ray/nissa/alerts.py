@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from esper_ray.config import NissaConfig
-from esper_ray.contracts.budgets import BOUNDARY_MS
+from esper_ray.contracts.budgets import BOUNDARY_MS, HIT_RATE
 from esper_ray.contracts.enums import EmergencyLevel
 from esper_ray.contracts.messages import MetricPoint
 from esper_ray.contracts.metrics import BY_KEY
@@ -162,7 +162,38 @@ class Lasting:
         return f"over {self.limit:g} for {self.seconds / 60:g} min"
 
 
-Condition = Consecutive | CountWithin | LastWas | Above | Lasting
+@dataclass(frozen=True, slots=True)
+class ShareBelow:
+    """Of so many or more within a time, too small a share was good: the others are counted by the metrics ``bad``."""
+
+    limit: float
+    bad: tuple[str, ...]
+    least: float
+    seconds: float
+
+    def counted(self, point: MetricPoint) -> float:
+        return -point.value if point.key in self.bad else point.value
+
+    def holds(self, history: deque[tuple[int, float]], now_ns: int) -> tuple[bool, float]:
+        since = now_ns - round(self.seconds * 1e9)
+        recent = [value for at_ns, value in history if at_ns > since]
+        asked = sum(map(abs, recent))
+        share = sum(value for value in recent if value > 0) / asked if asked else 1.0
+        return asked >= self.least and share < self.limit, share
+
+    def expression(self, metric: str) -> str:
+        good, *others = (
+            f"sum(increase({name}[{self.seconds:.0f}s]))" for name in (metric, *(BY_KEY[key].name for key in self.bad))
+        )
+        asked = " + ".join((good, *others))
+        return f"{good} / ({asked}) < {self.limit:g} and {asked} >= {self.least:g}"
+
+    def text(self, unit: str) -> str:
+        del unit
+        return f"a share under {self.limit:g} of {self.least:g} or more within {self.seconds / 60:g} min"
+
+
+Condition = Consecutive | CountWithin | LastWas | Above | Lasting | ShareBelow
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +211,11 @@ class AlertRule:
     action: str
     receivers: tuple[str, ...]
     per_run: bool = True
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The keys of all metrics that decide about it."""
+        return (self.metric, *self.condition.bad) if isinstance(self.condition, ShareBelow) else (self.metric,)
 
     @property
     def runbook(self) -> str:
@@ -251,6 +287,17 @@ def alert_rules(settings: NissaConfig) -> tuple[AlertRule, ...]:
             per_run=False,
         ),
         AlertRule(
+            "urza_hit_rate_low",
+            "uh",
+            ShareBelow(HIT_RATE, ("um", "ux"), 20.0, 300.0),
+            "warning",
+            "Kernels are asked for that the store does not have; a seed whose kernel comes late is culled.",
+            "In a new home it passes when the forge has made the run's kernels: `esper forge` makes them before. Else "
+            "see in `esper urza verify` what was withdrawn, and in ESPER_HOME/forge why it is not made again.",
+            ("slack",),
+            per_run=False,
+        ),
+        AlertRule(
             "simic_validation_failed",
             "pv",
             LastWas("verdict", "failed", 86_400.0),
@@ -288,7 +335,7 @@ class Alert:
 class _Series:
     rule: AlertRule
     run: str
-    history: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=512))
+    history: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=2048))
     alert: Alert | None = None
 
 
@@ -297,8 +344,9 @@ class Alerts:
 
     def __init__(self, rules: Iterable[AlertRule]) -> None:
         self.rules = tuple(rules)
-        self._by_metric = {rule.metric: rule for rule in self.rules}
-        assert len(self._by_metric) == len(self.rules), "one alert per metric; widen this when it no longer holds"
+        watched = [(key, rule) for rule in self.rules for key in rule.watched]
+        self._by_metric = dict(watched)
+        assert len(self._by_metric) == len(watched), "one alert per metric; widen this when it no longer holds"
         self._series: dict[str, _Series] = {}
 
     def observe(self, point: MetricPoint, *, run: str, at_ns: int) -> Alert | None:

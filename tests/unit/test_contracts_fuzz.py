@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.recording import load
+from esper_ray.contracts import leyline_pb2
 from esper_ray.contracts.budgets import ENVELOPE_BYTES
 from esper_ray.contracts.keys import KeyRing
 from esper_ray.contracts.refusals import take
@@ -94,6 +95,17 @@ def test_a_message_that_promises_a_gigabyte_takes_no_more_memory_than_its_bytes(
     bomb = CODECS[name].encode(CODECS[name].samples[0]) + b"\x42\xff\xff\xff\xff\x03" + b"\0" * 1000
     tracemalloc.start()
     assert outcome(DECODERS[name], bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 1024 * 1024
+
+
+def test_a_state_that_promises_all_the_parts_there_can_be_takes_no_memory_for_them() -> None:
+    head = leyline_pb2.SystemStatePacket(version=1, run="r", epoch=1, parts=2**32 - 1).SerializeToString()
+    tracemalloc.start()
+    with pytest.raises(ContractError, match="incomplete"):
+        DECODERS["state"]([head])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 

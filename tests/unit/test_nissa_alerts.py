@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from esper_ray.cli.app import app
 from esper_ray.config import NissaConfig
+from esper_ray.contracts import codec
+from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.messages import MetricPoint
 from esper_ray.contracts.metrics import BY_KEY, METRICS
+from esper_ray.errors import KernelMissing
 from esper_ray.nissa.alerts import (
     Above,
+    Alert,
     AlertRule,
     Alerts,
     Consecutive,
     CountWithin,
     Lasting,
     LastWas,
+    ShareBelow,
     alert_rules,
     prometheus_rules,
 )
 from esper_ray.nissa.metrics import Metrics
+from esper_ray.reliability.clock import ManualClock
+from esper_ray.urza.store import Store
+from tests import urza_world
 
 RULES = alert_rules(NissaConfig())
 SECOND = 1_000_000_000
@@ -32,6 +46,12 @@ def provoke(rule: AlertRule) -> tuple[list[MetricPoint], MetricPoint]:
         return [MetricPoint(metric, condition.limit + 0.1)] * condition.count, MetricPoint(metric, condition.limit)
     if isinstance(condition, Above):
         return [MetricPoint(metric, condition.limit + 0.1)], MetricPoint(metric, condition.limit)
+    if isinstance(condition, ShareBelow):
+        asked = [
+            MetricPoint(metric, condition.least - 2.0, {"tier": "disk"}),
+            *(MetricPoint(key, 1.0) for key in condition.bad),
+        ]
+        return asked, MetricPoint(metric, 20.0)
     if isinstance(condition, LastWas):
         fine = {condition.label: "not " + condition.bad}
         return [MetricPoint(metric, 1.0, {condition.label: condition.bad})], MetricPoint(metric, 1.0, fine)
@@ -95,6 +115,36 @@ def test_a_mode_that_lasts_fires_after_its_time_and_a_break_begins_it_anew() -> 
     assert not cleared.firing
 
 
+def test_a_store_that_lacks_what_it_is_asked_for_causes_its_alert_and_hits_clear_it(tmp_path: Path) -> None:
+    alerts, clock, changes = Alerts(RULES), ManualClock(), list[Alert | None]()
+
+    class Told:
+        def publish(self, type: BusMessageType, payload: bytes, **_: object) -> None:
+            assert type is BusMessageType.TELEMETRY
+            changes.extend(
+                alerts.observe(point, run="", at_ns=clock.now_ns()) for point in codec.decode_telemetry(payload).metrics
+            )
+
+    store = Store(tmp_path, clock=clock, publisher=Told())
+    store.put(urza_world.spec(0), urza_world.weights(1.0), urza_world.METADATA)
+    for number in range(20):
+        clock.advance(2)
+        if number % 2:
+            store.get(urza_world.spec(0))
+        else:
+            with pytest.raises(KernelMissing):
+                store.get(urza_world.spec(1))
+    (fired,) = filter(None, changes)
+    for _ in range(200):
+        clock.advance(1)
+        store.get(urza_world.spec(0))
+    store.close()
+    _, cleared = filter(None, changes)
+
+    assert (fired.name, fired.firing, fired.value) == ("urza_hit_rate_low", True, 0.5)
+    assert (cleared.name, cleared.firing) == ("urza_hit_rate_low", False)
+
+
 def test_the_end_of_a_run_ends_its_alerts() -> None:
     alerts = Alerts(RULES)
     for at in range(3):
@@ -108,14 +158,14 @@ def test_the_prometheus_rules_are_the_same_table() -> None:
     written = yaml.safe_load(prometheus_rules(RULES))["groups"][0]["rules"]
     assert [rule["alert"] for rule in written] == [rule.name for rule in RULES]
     for rule, text in zip(RULES, written, strict=True):
-        assert BY_KEY[rule.metric].name in text["expr"]
+        assert all(BY_KEY[key].name in text["expr"] for key in rule.watched)
         assert text["labels"]["severity"] == rule.severity
         assert set(text["annotations"]) == {"summary", "value", "action", "runbook"}
     for rule in RULES:
         if isinstance(rule.condition, Consecutive):
             assert rule.condition.limit in BY_KEY[rule.metric].buckets, "the rule reads this bucket"
         else:
-            assert isinstance(rule.condition, CountWithin | LastWas | Above | Lasting)
+            assert isinstance(rule.condition, CountWithin | LastWas | Above | Lasting | ShareBelow)
             kind = "gauge" if isinstance(rule.condition, Above | Lasting) else "counter"
             assert BY_KEY[rule.metric].kind == kind
         if isinstance(rule.condition, LastWas):
@@ -148,3 +198,40 @@ def test_what_is_not_in_the_table_is_refused_and_old_runs_are_forgotten() -> Non
     text = metrics.exposition().decode()
     assert 'run="run-39"' in text
     assert 'run="run-0"' not in text
+
+
+PROMTOOL = shutil.which("promtool")
+
+
+def test_the_command_writes_the_rules_and_what_is_checked_in_is_them(tmp_path: Path) -> None:
+    written = tmp_path / "rules.yml"
+    done = CliRunner().invoke(app, ["alerts", "export", str(written)])
+
+    assert done.exit_code == 0, done.output
+    assert written.read_text() == prometheus_rules(RULES)
+    assert (Path(__file__).parents[2] / "deploy" / "alerts.yml").read_text() == written.read_text()
+
+
+def test_the_command_takes_the_thresholds_of_the_settings(tmp_path: Path) -> None:
+    written = tmp_path / "rules.yml"
+    CliRunner().invoke(app, ["alerts", "export", str(written), "--set", "nissa.latency_epochs=7"])
+
+    assert ">= 7" in yaml.safe_load(written.read_text())["groups"][0]["rules"][0]["expr"]
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
+def test_prometheus_takes_the_rules(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yml"
+    file.write_text(prometheus_rules(RULES))
+    done = subprocess.run([str(PROMTOOL), "check", "rules", str(file)], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert f"{len(RULES)} rules found" in done.stdout
+
+
+def test_every_alert_has_its_chapter_in_the_runbook() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
+
+    for rule in RULES:
+        assert f'<a id="{rule.name}"></a>' in text
+        assert f"## {rule.name.replace('_', ' ').capitalize()}" in text
