@@ -105,7 +105,7 @@ def test_a_state_that_promises_all_the_parts_there_can_be_takes_no_memory_for_th
     head = leyline_pb2.SystemStatePacket(version=1, run="r", epoch=1, parts=2**32 - 1).SerializeToString()
     tracemalloc.start()
     with pytest.raises(ContractError, match="incomplete"):
-        DECODERS["state"]([head])
+        DECODERS["state"](head)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
