@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import singledispatch
 
-from esper_ray.contracts import codec, learning
+from esper_ray.contracts import catalogue, codec, learning
 from esper_ray.contracts.enums import BusMessageType, TelemetryLevel
 from esper_ray.contracts.messages import (
     AdaptationCommand,
@@ -14,12 +14,21 @@ from esper_ray.contracts.messages import (
     EventEnvelope,
     FieldReport,
     KernelCatalogUpdate,
+    KernelPrefetchError,
     PolicyUpdate,
     TelemetryPacket,
     blueprint_name,
 )
 
-Message = TelemetryPacket | EmergencySignal | FieldReport | AdaptationCommand | KernelCatalogUpdate | PolicyUpdate
+Message = (
+    TelemetryPacket
+    | EmergencySignal
+    | FieldReport
+    | AdaptationCommand
+    | KernelCatalogUpdate
+    | KernelPrefetchError
+    | PolicyUpdate
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,7 @@ _DECODERS: dict[BusMessageType, Callable[[bytes], Message]] = {
     BusMessageType.FIELD_REPORT: codec.decode_report,
     BusMessageType.ADAPTATION_COMMAND: codec.decode_command,
     BusMessageType.KERNEL_CATALOG_UPDATE: codec.decode_catalog_update,
+    BusMessageType.KERNEL_PREFETCH_ERROR: catalogue.decode_prefetch_error,
     BusMessageType.POLICY_UPDATE: learning.decode_policy_update,
 }
 
@@ -131,6 +141,12 @@ def _(message: AdaptationCommand) -> _Description:
 def _(message: KernelCatalogUpdate) -> _Description:
     text = f"kernel {blueprint_name(message.blueprint)} for {message.signature} in {message.compile_ms:.0f} ms"
     return _Description(0, "", 0, TelemetryLevel.INFO, ("kernel",), text)
+
+
+@_describe.register
+def _(message: KernelPrefetchError) -> _Description:
+    text = f"kernel {blueprint_name(message.blueprint)} was given up for {message.reason}"
+    return _Description(0, "", 0, TelemetryLevel.WARNING, ("kernel",), text)
 
 
 @_describe.register

@@ -23,10 +23,10 @@ from typing import Any, Protocol
 import psutil
 
 from esper_ray.config import ForgeConfig
-from esper_ray.contracts import codec
+from esper_ray.contracts import catalogue, codec
 from esper_ray.contracts.enums import BlueprintTier, BusMessageType
 from esper_ray.contracts.keys import KeyRing
-from esper_ray.contracts.messages import KernelCatalogUpdate, MetricPoint, blueprint_number
+from esper_ray.contracts.messages import KernelCatalogUpdate, KernelPrefetchError, MetricPoint, blueprint_number
 from esper_ray.contracts.ports import Kernel, KernelSpec, Publisher, SlotSignature
 from esper_ray.contracts.telemetry import publish_telemetry
 from esper_ray.errors import EnvironmentFault
@@ -44,6 +44,7 @@ from esper_ray.urza.catalog import Row
 
 MAX_RETRIES = 2
 _MAX_FALSE_STARTS = 3
+_WHY_LETTERS = 500
 _KEY_FIELD: Mapping[Phase, str] = {"eager": "cache_key", "compile": "compile_key"}
 FIGURES = ("eager_ms", "compiled_ms", "compile_seconds", "compile_busy_seconds")
 """What the compile phase measures of a kernel, see `compiler.compare`."""
@@ -322,6 +323,10 @@ class Forge:
             number, signature = blueprint_number(event.spec.blueprint), str(event.spec.signature)
             update = KernelCatalogUpdate(number, signature, ended.digest, event.seconds * 1e3)
             self._publisher.publish(BusMessageType.KERNEL_CATALOG_UPDATE, codec.encode_catalog_update(update))
+        elif ended is not None and phase == "eager":
+            why = f"{event.spec.signature}: {ended.why}"[:_WHY_LETTERS]
+            error = KernelPrefetchError(0, blueprint_number(event.spec.blueprint), why)
+            self._publisher.publish(BusMessageType.KERNEL_PREFETCH_ERROR, catalogue.encode_prefetch_error(error))
 
     def _tell_mode(self, conservative: bool) -> None:
         _log.info("the forge %s", "works conservatively now" if conservative else "is back to its ordinary way")

