@@ -1,7 +1,8 @@
 # make demo   sets everything up and shows a model that grows while it trains
 # make test   sets everything up and runs the whole test suite
+# make chaos  kills and freezes senders, readers and Redis a thousand times: nothing may be lost, nothing had twice
 # Another torch build:  make demo TORCH_INDEX=URL   (the index that PyTorch's "Get started" page names)
-# More for the command: make demo ARGS=--fast    make test ARGS='-k report' WORKERS=4
+# More for the command: make demo ARGS=--fast    make test ARGS='-k report' WORKERS=4    make chaos ARGS=--quick
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ TORCH_INDEX ?=
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: demo test lint setup clean proto
+.PHONY: demo test chaos lint setup clean proto
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.ready
@@ -33,6 +34,9 @@ lint: setup
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) $(ARGS)
+
+chaos: setup
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 proto: setup
 	$(BIN)/esper contracts approve

@@ -2,8 +2,8 @@
 
 - ``publish_p95_ms``, ``publish_p99_ms``: from `publish` to Redis's answer, 200 messages/s.
   ``raw_publish_p99_ms``: an XADD.
-- ``effect_p99_ms``: from `publish` to the committed effect in another process, which notes each event id in the same
-  SQLite transaction. ``raw_effect_p99_ms``: from XADD to a blocked XREADGROUP in another process, without any effect.
+- ``effect_p99_ms``: from `publish` to the committed effect in another process, an entry of its journal under the
+  event's id. ``raw_effect_p99_ms``: from XADD to a blocked XREADGROUP in another process, without any effect.
 - ``messages_per_s``: telemetry, with its protobuf built and read, signed, verified, read in a group and acknowledged,
   by one sending and one reading process. ``durable_messages_per_s``: field reports, which are also written to the
   sender's disk. ``effects_per_s``: with a transaction of the reader for each. ``raw_messages_per_s``: as many bytes
@@ -21,7 +21,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sqlite3
 import tempfile
 import threading
 import time
@@ -44,12 +43,12 @@ from esper_ray.contracts import codec
 from esper_ray.contracts.enums import BusMessageType, FieldReportOutcome, MessagePriority, TelemetryLevel
 from esper_ray.contracts.messages import EventEnvelope, FieldReport, MetricPoint, TelemetryPacket
 from esper_ray.oona.bus import connect_consumer, connect_keeper, connect_publisher, connect_transport
-from esper_ray.oona.dedupe import Deduplicator
 from esper_ray.oona.publisher import BusPublisher
 from esper_ray.oona.redis_transport import connect
 from esper_ray.oona.server import ManagedRedis
 from esper_ray.oona.streams import STREAMS, TELEMETRY
 from esper_ray.oona.transport import Appended, BusAway
+from esper_ray.reliability.journal import Journal
 
 BARS = (
     Bar("publish_p95_ms", 25.0),
@@ -116,15 +115,11 @@ def packet(number: int) -> bytes:
 
 
 class Effect:
-    """The reader's effect: a row, committed together with the note that it was had."""
+    """The reader's effect: an entry of its journal under the event's id; a second one with that id is none."""
 
     def __init__(self, path: Path) -> None:
-        self.database = sqlite3.connect(path, check_same_thread=False)
-        self.database.execute("PRAGMA journal_mode=WAL")
-        self.database.execute("PRAGMA synchronous=NORMAL")
-        self.database.execute("CREATE TABLE IF NOT EXISTS effects (number INTEGER, seconds REAL)")
-        self.once = Deduplicator(self.database)
-        self.count = 0
+        self._journal, self._newest, self.count = Journal(path, sync=False), 0, 0
+        self.delays: list[float] = []
 
     def __call__(self, envelope: EventEnvelope) -> None:
         if envelope.type is REPORT:
@@ -135,11 +130,11 @@ class Effect:
             if not seen.run:  # what a sender says about itself
                 return
             number, at_ns = seen.packet_id, seen.timestamp_ns
-        with self.database:
-            if not self.once.first(self.database, envelope.event_id):
-                return
-            self.database.execute("INSERT INTO effects VALUES (?, ?)", (number, (time.monotonic_ns() - at_ns) / 1e9))
-        self.count += 1
+        entry = self._journal.append("effects", b"%d" % number, key=envelope.event_id.hex())
+        if entry > self._newest:
+            self._newest = entry
+            self.count += 1
+            self.delays.append((time.monotonic_ns() - at_ns) / 1e9)
 
 
 class Count:
@@ -147,6 +142,7 @@ class Count:
 
     def __init__(self) -> None:
         self.count = 0
+        self.delays: list[float] = []
 
     def __call__(self, envelope: EventEnvelope) -> None:
         if envelope.type is REPORT:
@@ -156,8 +152,8 @@ class Count:
         self.count += 1
 
 
-def read_all(tree: dict[str, Any], group: str, path: str, wanted: int, ready: Event, done: Queue[float]) -> None:
-    """A reading process: until it had ``wanted`` messages and acknowledged them. With no path it only counts them."""
+def read_all(tree: dict[str, Any], group: str, path: str, wanted: int, ready: Event, done: Queue[Any]) -> None:
+    """A reading process, until it had ``wanted`` messages; tells when, and the delays. With no path it only counts."""
     effect = Effect(Path(path)) if path else Count()
     config = build(tree)
     reader = connect_consumer(config, group, STREAMS, effect)
@@ -168,7 +164,7 @@ def read_all(tree: dict[str, Any], group: str, path: str, wanted: int, ready: Ev
             reader.poll(block_ms=200)
         except BusAway:
             threading.Event().wait(0.1)
-    done.put(time.monotonic())
+    done.put((time.monotonic(), effect.delays))
     reader.stop()
 
 
@@ -246,12 +242,11 @@ class Bench:
                 timed.begun.append(time.perf_counter())
                 sender.publish(REPORT, report(number))
                 pause.wait(0.005)
-            done.get(timeout=_WAIT_SECONDS)
+            _, delays = done.get(timeout=_WAIT_SECONDS)
             sender.close()
-        rows = sqlite3.connect(path).execute("SELECT seconds FROM effects").fetchall()
         return {
             **{f"publish_p{share}_ms": percentile(timed.seconds, share) * 1e3 for share in (50, 95, 99)},
-            **{f"effect_p{share}_ms": percentile([row[0] for row in rows], share) * 1e3 for share in (50, 99)},
+            **{f"effect_p{share}_ms": percentile(delays, share) * 1e3 for share in (50, 99)},
             **self._raw_latency(),
         }
 
@@ -290,7 +285,7 @@ class Bench:
             begun = time.monotonic()
             for number in range(count):
                 sender.publish(kind, make(number))
-            ended = done.get(timeout=_WAIT_SECONDS)
+            ended, _ = done.get(timeout=_WAIT_SECONDS)
             sender.close()
         return count / float(ended - begun)
 
@@ -317,7 +312,7 @@ class Bench:
             sender.flush(_WAIT_SECONDS)
             done.get(timeout=_WAIT_SECONDS)
             sender.close()
-        counts = Counter(number for (number,) in sqlite3.connect(path).execute("SELECT number FROM effects"))
+        counts = Counter(entry.payload for entry in Journal(path, sync=False).read("effects"))
         return {
             "trainer_publish_p99_ms": max(figures.values()),
             **figures,

@@ -43,7 +43,7 @@ from esper_ray.contracts.enums import BusMessageType, MessagePriority
 from esper_ray.contracts.messages import EventEnvelope
 from esper_ray.oona.bus import connect_consumer, connect_keeper, connect_publisher, connect_transport
 from esper_ray.oona.server import ManagedRedis
-from esper_ray.oona.streams import EMERGENCY, NORMAL
+from esper_ray.oona.streams import EMERGENCY, NORMAL, TELEMETRY
 from esper_ray.oona.transport import BusAway
 from esper_ray.reliability.journal import Journal
 
@@ -51,7 +51,7 @@ BARS = tuple(Bar(key, 0) for key in ("lost", "repeated", "dead_missing", "dead_w
 SENDERS = ("sender-a", "sender-b")
 READERS = {"reader-a": "first", "reader-b": "first", "reader-c": "second"}
 GROUPS = tuple(dict.fromkeys(READERS.values()))
-STREAMS = (EMERGENCY, NORMAL)
+STREAMS = (EMERGENCY, NORMAL, TELEMETRY)
 CALM = "calm"
 REPORT, SIGNAL = BusMessageType.FIELD_REPORT, BusMessageType.EMERGENCY_SIGNAL
 _FAILS_EACH, _URGENT_EACH = 100, 20
@@ -185,6 +185,9 @@ def world(home: Path) -> Iterator[World]:
     made = World(build({"home": str(home), "bus": {**bus, "redis_url": ""}}), server)
     server.start()
     try:
+        with contextlib.closing(connect_transport(made.config)) as transport:
+            for group in GROUPS:  # a group is owed what is sent once it is there
+                transport.ensure_group(group, STREAMS)
         for name in ROLES:
             made.start(name)
         yield made

@@ -232,8 +232,11 @@ class TamiyoConfig(Section):
     plateau_rate: float = Field(
         0.05, gt=0, description="grow when the loss surely falls by less than this share per epoch"
     )
+    onset: float = Field(
+        0.1, ge=0, lt=1, description="before the loss has fallen by this share of its first value nothing is a plateau"
+    )
     grow_by: float = Field(
-        0.4, gt=0, lt=1, description="share of the run after which an underfitting host grows without a plateau"
+        0.25, gt=0, lt=1, description="share of the run after which an underfitting host grows without a plateau"
     )
     underfit_gap: float = Field(
         0.15, gt=0, lt=1, description="a host underfits while training loss is within this share of validation loss"
@@ -241,6 +244,9 @@ class TamiyoConfig(Section):
     latest_growth: float = Field(0.6, gt=0, lt=1, description="no growth after this share of the run")
     give_up_after: int = Field(
         6, ge=0, description="seeds removed in a row, none of them kept, after which growing does not pay; 0: never"
+    )
+    cull_errors: float = Field(
+        2.0, ge=0, description="a seed on probation is removed when its gain is below minus so many standard errors"
     )
     seeds_at_once: int = Field(4, ge=1, le=4, description="how many slots may grow at one boundary")
     parameter_budget: int = Field(150_000, ge=100, description="largest blueprint the heuristic picks")
@@ -278,6 +284,7 @@ class BusConfig(Section):
     max_depth: int = Field(4000, ge=10, description="queue depth above which low priorities are shed")
     resume_depth: int = Field(1000, ge=1, description="depth below which shedding ends")
     max_deliveries: int = Field(5, ge=1, description="deliveries before a message goes to the dead letters")
+    dead_letters: int = Field(10_000, ge=1, description="dead letters kept of each stream; the oldest go first")
     buffer: int = Field(20_000, ge=64, description="messages a sender keeps in memory; telemetry beyond it is dropped")
     breaker_failures: int = Field(3, ge=1, description="failures in a row after which a sender or reader pauses")
     breaker_seconds: float = Field(30.0, gt=0, description="how long that pause is before one attempt is made")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -36,8 +37,11 @@ class SimicActor:
         # Told now and then: a message about each message would cost more than the message.
         self._untold: Counter[str] = Counter()
         self._tell_at = 0.0
-        self._consumer = connect_consumer(config, GROUP, (NORMAL,), self._handle)
+        self._consumer = connect_consumer(config, GROUP, (NORMAL,), self._handle, tell=self._tell_of_reading)
         self._consumer.start()
+
+    def _tell_of_reading(self, points: Sequence[MetricPoint]) -> None:
+        publish_telemetry(self._publisher, "simic", "", 0, points)
 
     def _handle(self, envelope: EventEnvelope) -> None:
         if not self._experience.handle(envelope):

@@ -34,7 +34,7 @@ class KarnActor:
         config = build(config_tree)
         self._publisher = connect_publisher(config, source="karn")
         self._librarian = Librarian(folder=config.home / "journals", on_breaker=self._tell)
-        self._consumer = connect_consumer(config, GROUP, (NORMAL,), self._handle)
+        self._consumer = connect_consumer(config, GROUP, (NORMAL,), self._handle, tell=self._tell_of_reading)
         self._consumer.start()
 
     def query(self, signature: str, **wanted: Unpack[Wanted]) -> QueryAnswer:
@@ -77,6 +77,9 @@ class KarnActor:
     def _handle(self, envelope: EventEnvelope) -> None:
         if envelope.type is BusMessageType.FIELD_REPORT:
             self._librarian.note(codec.decode_report(envelope.payload))
+
+    def _tell_of_reading(self, points: Sequence[MetricPoint]) -> None:
+        publish_telemetry(self._publisher, "karn", "", 0, points)
 
     def _tell(self, breaker: str, state: CircuitBreakerState) -> None:
         publish_telemetry(self._publisher, "karn", "", 0, [MetricPoint("ob", float(state), {"breaker": breaker})])

@@ -35,7 +35,7 @@ class NissaActor:
         except EnvironmentFault:
             self._nissa.close()
             raise
-        self._consumer = connect_consumer(config, "nissa", STREAMS, self._nissa.ingest.handle)
+        self._consumer = connect_consumer(config, "nissa", STREAMS, self._nissa.ingest.handle, tell=self._nissa.tell)
         self._nissa.checks["bus"] = self._consumer.connected
         self._server.start()
         self._consumer.start()

@@ -78,5 +78,5 @@ class OonaActor:
         """Only what changed: a bus at rest writes nothing into anybody's store."""
         points = {(point.key, *point.labels.values()): point for point in report.points()}
         changed = [point for name, point in points.items() if self._told.get(name) != point.value]
-        publish_telemetry(self._publisher, "oona", "", 0, changed)
+        publish_telemetry(self._publisher, "oona", "", 0, [*changed, *report.dropped_points()])
         self._told = {name: point.value for name, point in points.items()}

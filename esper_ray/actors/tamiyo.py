@@ -21,9 +21,10 @@ from esper_ray.actors.resources import take_priority
 from esper_ray.config import build
 from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.learning import decode_policy_update
-from esper_ray.contracts.messages import EventEnvelope, FieldReport
+from esper_ray.contracts.messages import EventEnvelope, FieldReport, MetricPoint
 from esper_ray.contracts.ports import RunOpening
 from esper_ray.contracts.signing import load_keys
+from esper_ray.contracts.telemetry import publish_telemetry
 from esper_ray.errors import PolicyRefused
 from esper_ray.oona.bus import connect_consumer, connect_publisher
 from esper_ray.oona.streams import POLICY
@@ -50,9 +51,12 @@ class TamiyoActor:
             publisher=self._publisher,
             home=config.home,
         )
-        self._consumer = connect_consumer(config, GROUP, (POLICY,), self._handle)
+        self._consumer = connect_consumer(config, GROUP, (POLICY,), self._handle, tell=self._tell_of_reading)
         self._consumer.start()
         self._line = LineServer("tamiyo", lambda parts: self.decide(parts[0].decode(), parts[1:]))
+
+    def _tell_of_reading(self, points: Sequence[MetricPoint]) -> None:
+        publish_telemetry(self._publisher, "tamiyo", "", 0, points)
 
     def _handle(self, envelope: EventEnvelope) -> None:
         """A policy that cannot decide is refused aloud, and the message is done with: no repetition mends it."""

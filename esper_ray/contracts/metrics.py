@@ -133,6 +133,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("od", "esper_bus_depth", "gauge", "1", "messages somebody has still to take", "oona", ("stream",)),
     Metric("oq", "esper_bus_dead_letters", "gauge", "1", "messages nobody could use", "oona", ("stream",)),
     Metric("ol", "esper_bus_oldest_seconds", "gauge", "s", "age of the oldest message in work", "oona", ("group",)),
+    Metric(
+        "oz", "esper_bus_dead_letters_lost_total", "counter", "1", "the oldest, over the limit", "oona", ("stream",)
+    ),
+    Metric("or", "esper_bus_reader_total", "counter", "1", "what readers met", "oona", ("group", "outcome")),
     Metric("op", "esper_bus_spooled_total", "counter", "1", "messages kept on disk for a bus that was away", "oona"),
     Metric("oy", "esper_bus_replayed_total", "counter", "1", "of these, sent later", "oona"),
     Metric("ox", "esper_bus_dropped_total", "counter", "1", "messages lost at their sender", "oona", ("reason",)),

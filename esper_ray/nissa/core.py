@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,7 @@ from esper_ray.config import Config
 from esper_ray.contracts import codec, refusals
 from esper_ray.contracts.budgets import BOUNDARY_MS, BOUNDARY_PARTS
 from esper_ray.contracts.enums import BusMessageType
-from esper_ray.contracts.messages import EventEnvelope
+from esper_ray.contracts.messages import EventEnvelope, MetricPoint
 from esper_ray.contracts.telemetry import event, split_telemetry
 from esper_ray.nissa.alerts import Alerts, alert_rules
 from esper_ray.nissa.events import RETENTION_DAYS, EventStore, open_store
@@ -130,6 +130,11 @@ class Nissa:
         self._stop.set()
         self._ticker.join(_TICK_SECONDS * 5)
         self.store.close()
+
+    def tell(self, points: Sequence[MetricPoint]) -> None:
+        """What Nissa has to say about itself; it does not go over the bus."""
+        with self.ingest.lock:
+            self.ingest.observe(points, run="", at_ns=self._clock.now_ns())
 
     def _tick(self) -> None:
         ticks = 0

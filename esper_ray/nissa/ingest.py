@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterable
 
 from esper_ray.contracts.messages import (
     EmergencySignal,
@@ -75,6 +76,16 @@ class Ingest:
         with self.lock:
             self._changed(self._alerts.tick(now_ns))
 
+    def observe(self, points: Iterable[MetricPoint], *, run: str, at_ns: int) -> None:
+        """Count points in and judge them; the caller holds the lock."""
+        for point in points:
+            refused = self._metrics.apply(point, run=run)
+            if refused:
+                self._metrics.count("nx", {"reason": refused})
+                continue
+            alert = self._alerts.observe(point, run=run, at_ns=at_ns)
+            self._changed([alert] if alert else [])
+
     def _apply(self, message: Message) -> None:
         self.version += 1
         if isinstance(message, TelemetryPacket):
@@ -87,13 +98,7 @@ class Ingest:
             self._view.school.apply_promotion(message)
 
     def _apply_telemetry(self, packet: TelemetryPacket) -> None:
-        for point in packet.metrics:
-            refused = self._metrics.apply(point, run=packet.run)
-            if refused:
-                self._metrics.count("nx", {"reason": refused})
-                continue
-            alert = self._alerts.observe(point, run=packet.run, at_ns=packet.timestamp_ns)
-            self._changed([alert] if alert else [])
+        self.observe(packet.metrics, run=packet.run, at_ns=packet.timestamp_ns)
         for event in packet.events:
             self._apply_event(packet, event)
         self._view.apply_telemetry(packet)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from esper_ray.config import Config
 from esper_ray.contracts.signing import KeyRing, Signer, Verifier, load_keys
 from esper_ray.oona.address import answers, find_url
-from esper_ray.oona.consumer import Consumer, Handler
+from esper_ray.oona.consumer import Consumer, Handler, Tell
 from esper_ray.oona.keeper import Keeper
 from esper_ray.oona.publisher import BusPublisher
 from esper_ray.oona.redis_transport import RedisTransport
@@ -58,6 +58,7 @@ def connect_consumer(
     handler: Handler,
     *,
     name: str = "",
+    tell: Tell = lambda _: None,
     transport: Transport | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Consumer:
@@ -70,6 +71,7 @@ def connect_consumer(
         handler,
         transport=transport or connect_transport(config),
         verifier=Verifier(_keys(config), clock=clock),
+        tell=tell,
         clock=clock,
     )
 

@@ -12,7 +12,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 from esper_ray.config import Config
-from esper_ray.contracts.messages import EventEnvelope
+from esper_ray.contracts.enums import CircuitBreakerState
+from esper_ray.contracts.messages import EventEnvelope, MetricPoint
 from esper_ray.contracts.signing import Verifier
 from esper_ray.errors import ContractError
 from esper_ray.oona.streams import EMERGENCY, in_reading_order
@@ -23,10 +24,12 @@ from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 log = logging.getLogger(__name__)
 
 Handler = Callable[[EventEnvelope], None]
+Tell = Callable[[Sequence[MetricPoint]], None]
 
 _BATCH = 128
 _BLOCK_MS = 500
 _RETRY_SECONDS = 0.2
+_REPORT_SECONDS = 1.0
 # While other messages are worked on, an emergency waits no longer than this and the one in hand.
 _LOOK_SECONDS = 0.02
 
@@ -38,7 +41,9 @@ class Consumer:
         group: readers of one group share the messages; each group gets all of them.
         name: unique among the group's living readers.
         streams: names of `streams`; emergencies are always read first.
-        handler: has its effect, or raises; must bear the same event id twice (see `Deduplicator`).
+        handler: has its effect, or raises; must bear the same event id twice: whoever keeps what it got writes it under
+            that id, in the effect's own transaction.
+        tell: is given, at most once a second, what the reader met besides messages that it handled.
         transport: what carries the bus; closed with the consumer.
     """
 
@@ -52,6 +57,7 @@ class Consumer:
         *,
         transport: Transport,
         verifier: Verifier,
+        tell: Tell = lambda _: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._settings, self._group, self._name, self._handler = config.bus, group, name, handler
@@ -62,8 +68,12 @@ class Consumer:
             failures=self._settings.breaker_failures,
             open_seconds=self._settings.breaker_seconds,
             clock=clock,
+            on_change=self._breaker_changed,
         )
         self._recent = _Recent()
+        self._tell, self._told = tell, Counter[str]()
+        self._told_at = float("-inf")
+        self._breaker_points: list[MetricPoint] = []
         self._claimed_at = self._looked_at = float("-inf")
         self._ready = False
         self._counters: Counter[str] = Counter()
@@ -109,6 +119,7 @@ class Consumer:
                 self._stop.wait(_RETRY_SECONDS)
                 continue
             try:
+                self._report()
                 self.poll(block_ms=_BLOCK_MS)
             except BusAway as error:
                 self._counters["interruptions"] += 1
@@ -123,6 +134,22 @@ class Consumer:
                 self._stop.wait(_RETRY_SECONDS)
             else:
                 self._breaker.success()
+
+    def _report(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._told_at < _REPORT_SECONDS:
+            return
+        met = self._counters - self._told
+        points, self._breaker_points = self._breaker_points, []
+        for outcome in {name.partition(".")[0] for name in met} - {"handled"}:
+            count = sum(met[name] for name in met if name.partition(".")[0] == outcome)
+            points.append(MetricPoint("or", float(count), {"group": self._group, "outcome": outcome}))
+        self._told, self._told_at = self._counters.copy(), now
+        if points:
+            self._tell(points)
+
+    def _breaker_changed(self, name: str, state: CircuitBreakerState) -> None:
+        self._breaker_points.append(MetricPoint("ob", float(state), {"breaker": name}))
 
     def _read(self, streams: Sequence[str], *, block_ms: int = 0) -> list[Delivery]:
         if not streams:

@@ -126,6 +126,13 @@ class MemoryTransport:
             dead.remove(letter)
         return letter
 
+    def trim_dead(self, stream: str, *, keep: int) -> int:
+        with self._changed:
+            dead = self._stream(stream).dead
+            beyond = max(0, len(dead) - keep)
+            del dead[:beyond]
+            return beyond
+
     def trim(self, stream: str, *, keep: int) -> int:
         with self._changed:
             source = self._stream(stream)

@@ -154,6 +154,10 @@ class RedisTransport:
         with self._connected() as client:
             return bool(client.xdel(self._prefix + dead_letters_of(stream), id))
 
+    def trim_dead(self, stream: str, *, keep: int) -> int:
+        with self._connected() as client:
+            return int(client.xtrim(self._prefix + dead_letters_of(stream), maxlen=keep, approximate=False))
+
     def trim(self, stream: str, *, keep: int) -> int:
         key = self._prefix + stream
         with self._connected() as client:

@@ -125,6 +125,10 @@ class Transport(Protocol):
         """Remove a dead letter for good; False when there is none of that id."""
         ...
 
+    def trim_dead(self, stream: str, *, keep: int) -> int:
+        """Remove all dead letters of a stream but the newest ``keep``; returns how many."""
+        ...
+
     def trim(self, stream: str, *, keep: int) -> int:
         """Remove what all groups have acknowledged; with no group, all but the newest ``keep``."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from esper_ray.config import Config, build
 from esper_ray.contracts.enums import BusMessageType, MessagePriority
-from esper_ray.contracts.messages import EventEnvelope
+from esper_ray.contracts.messages import EventEnvelope, MetricPoint
 from esper_ray.contracts.signing import KeyRing, Signer, load_keys
 from esper_ray.oona.bus import connect_consumer, connect_keeper, connect_publisher
 from esper_ray.oona.consumer import Consumer
@@ -66,10 +66,14 @@ class Rig:
         return made
 
     def consumer(
-        self, handler: Callable[[EventEnvelope], None] | None = None, name: str = "a", group: str = "nissa"
+        self,
+        handler: Callable[[EventEnvelope], None] | None = None,
+        name: str = "a",
+        group: str = "nissa",
+        tell: Callable[[Sequence[MetricPoint]], None] = lambda _: None,
     ) -> Consumer:
         made = connect_consumer(
-            self.config, group, STREAMS, handler or self.got.append, name=name, transport=self._new()
+            self.config, group, STREAMS, handler or self.got.append, name=name, tell=tell, transport=self._new()
         )
         self._open.append(made.stop)
         return made
@@ -423,3 +427,43 @@ def test_entries_that_were_removed_by_hand_while_in_work_hold_nobody_up(
     reader = rig.consumer()
     drain(reader, lambda: rig.transport.state(NORMAL).groups["nissa"].pending == 0)
     assert rig.payloads() == [b"2"]
+
+
+def test_a_stream_keeps_its_newest_dead_letters_and_tells_how_many_had_to_go(rig: Rig) -> None:
+    rig.config = build({"home": str(rig.config.home), "bus": {**BUS, "dead_letters": 3}})
+    rig.transport.append([(NORMAL, b"noise %d" % number) for number in range(5)])
+    drain(rig.consumer(), lambda: rig.transport.state(NORMAL).dead == 5)
+    keeper = connect_keeper(rig.config, transport=rig.transport)
+    report = keeper.round()
+    assert [letter.data for letter in keeper.dead_letters(NORMAL)] == [b"noise 2", b"noise 3", b"noise 4"]
+    assert report.streams[NORMAL].dead == 3
+    assert [(point.key, point.value, point.labels) for point in report.dropped_points()] == [
+        ("oz", 2.0, {"stream": NORMAL})
+    ]
+    assert keeper.round().dropped_points() == []
+
+
+def test_a_reader_tells_what_it_met_besides_messages_that_it_handled(rig: Rig) -> None:
+    told: list[MetricPoint] = []
+    stopped = threading.Event()
+
+    def fail_once(envelope: EventEnvelope) -> None:
+        if not rig.got:
+            rig.got.append(envelope)
+            raise RuntimeError("the first time")
+
+    def tell(points: Sequence[MetricPoint]) -> None:
+        told.extend(points)
+        if {point.labels.get("outcome") for point in told} >= {"failed", "redelivered", "buried"}:
+            stopped.set()
+
+    rig.transport.append([(NORMAL, b"noise"), (NORMAL, b"more noise")])
+    sender = rig.publisher()
+    sender.publish(REPORT, b"a")
+    reader = rig.consumer(fail_once, tell=tell)
+    reader.start()
+    assert stopped.wait(20)
+    reader.stop()
+    found = {point.labels["outcome"]: point.value for point in told if point.key == "or"}
+    assert found == {"failed": 1.0, "redelivered": 1.0, "buried": 2.0}
+    assert {point.labels["group"] for point in told if point.key == "or"} == {"nissa"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -23,12 +22,12 @@ from esper_ray.contracts.enums import BusMessageType, CircuitBreakerState, Messa
 from esper_ray.contracts.messages import EventEnvelope
 from esper_ray.errors import StorageFault
 from esper_ray.oona.bus import connect_consumer, connect_publisher
-from esper_ray.oona.dedupe import Deduplicator
 from esper_ray.oona.memory import MemoryTransport
 from esper_ray.oona.redis_transport import RedisTransport, connect
 from esper_ray.oona.server import ManagedRedis
 from esper_ray.oona.spool import Spool
 from esper_ray.oona.streams import EMERGENCY, NORMAL, STREAMS
+from esper_ray.reliability.journal import Journal
 from tests.contract.carriers import PREFERRED, Cable
 
 REPORT, TELEMETRY_TYPE, SIGNAL = (
@@ -52,19 +51,18 @@ def server(request: pytest.FixtureRequest, config: Config) -> Iterator[ManagedRe
 
 
 class Effects:
-    """A reader's effects in a database, each in one transaction with the note that it was had."""
+    """A reader's effects in a journal, each under the id of its event: a second one with that id is none."""
 
     def __init__(self, path: Path) -> None:
-        self._database = sqlite3.connect(path, check_same_thread=False)
-        self._database.execute("PRAGMA synchronous=OFF")
-        self._database.execute("CREATE TABLE IF NOT EXISTS effects (what BLOB)")
-        self._once, self._changed = Deduplicator(self._database), threading.Condition()
+        self._journal, self._changed = Journal(path, sync=False), threading.Condition()
+        self._newest = 0
         self.order: list[bytes] = []
 
     def __call__(self, envelope: EventEnvelope) -> None:
-        with self._changed, self._database:
-            if self._once.first(self._database, envelope.event_id):
-                self._database.execute("INSERT INTO effects VALUES (?)", (envelope.payload,))
+        with self._changed:
+            number = self._journal.append("effects", envelope.payload, key=envelope.event_id.hex())
+            if number > self._newest:
+                self._newest = number
                 self.order.append(envelope.payload)
             self._changed.notify_all()
 
@@ -73,11 +71,10 @@ class Effects:
             return self._changed.wait_for(lambda: wanted <= set(self.order), timeout)
 
     def counts(self) -> Counter[bytes]:
-        with self._changed:
-            return Counter(what for (what,) in self._database.execute("SELECT what FROM effects"))
+        return Counter(entry.payload for entry in self._journal.read("effects"))
 
     def close(self) -> None:
-        self._database.close()
+        self._journal.close()
 
 
 @pytest.fixture
