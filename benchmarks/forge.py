@@ -10,7 +10,8 @@
   runs compute the same. ``training_cpu_percent`` is the same of the training process's processor time: what the forge
   does to caches and clock, without waiting for a processor.
 
-Compiling takes half a minute of one processor for some blocks; both parts can be left out.
+Compiling takes half a minute of one processor for some blocks; both parts can be left out. The short form compiles one
+block of each family, and trains hosts of half the width.
 """
 
 from __future__ import annotations
@@ -44,21 +45,21 @@ from esper_ray.urza.store import Store
 BARS = (Bar("warm_s", 5.0), Bar("training_slowdown_percent", 5.0))
 QUICK_SLOTS = ("conv-32x12x12", "sequence-64x32")
 SLOTS = ("conv-16x24x24", "conv-32x12x12", "conv-64x6x6", "sequence-64x32", "vector-64")
+_USABLE = BlueprintTier.EXPERIMENTAL
 _WARM = """
-import json, sys, time
+import sys
 from pathlib import Path
-from benchmarks.forge import wanted
 from esper_ray.config import ForgeConfig
 from esper_ray.contracts.signing import load_keys
 from esper_ray.tezzeret.forge import Forge
 from esper_ray.urza.store import Store
 
-folder, slots = Path(sys.argv[1]), sys.argv[2].split(",")
+folder, strategy, names, compiled = Path(sys.argv[1]), sys.argv[2], *map(str.split, sys.argv[3:])
 store = Store(folder / "urza")
-forge = Forge(store, folder / "forge", ForgeConfig(strategy=sys.argv[4]), keys=load_keys(folder / "keys"))
-specs = wanted(slots, sys.argv[3])
-forge.build(specs)
-forge.compile(specs)
+forge = Forge(store, folder / "forge", ForgeConfig(strategy=strategy), keys=load_keys(folder / "keys"))
+specs = forge.ordered(names)
+assert not forge.build(specs).stopped
+assert not forge.compile(forge.ordered(compiled)).stopped
 report = store.verify()
 assert report.holds and len({row.key for row in store.list()}) == len(specs), report
 """
@@ -70,8 +71,12 @@ def wanted(slots: Sequence[str], device: str) -> list[KernelSpec]:
     return [
         each.spec(signature)
         for signature in signatures
-        for each in CATALOG.query(signature, tier_ceiling=BlueprintTier.EXPERIMENTAL, offer="wide").candidates
+        for each in CATALOG.query(signature, tier_ceiling=_USABLE, offer="wide").candidates
     ]
+
+
+def _one_of_each_family(specs: Sequence[KernelSpec]) -> list[KernelSpec]:
+    return list({CATALOG.get(spec.blueprint, tier_ceiling=_USABLE).family: spec for spec in specs}.values())
 
 
 def catalogue(folder: Path, slots: Sequence[str], given: argparse.Namespace) -> dict[str, Any]:
@@ -91,13 +96,15 @@ def catalogue(folder: Path, slots: Sequence[str], given: argparse.Namespace) -> 
 
     built = forge.build(specs, follow)
     eager_s = time.perf_counter() - start
-    compiled = forge.compile(specs, follow)
+    chosen = _one_of_each_family(specs) if given.quick else specs
+    compiled = forge.compile(chosen, follow)
     cold_s = time.perf_counter() - start
     rows = {row.key: row for row in store.list()}
     forge.close()
     store.close()
     start = time.perf_counter()
-    arguments = [str(folder), ",".join(slots), given.device, given.strategy]
+    names = (" ".join(f"{spec.blueprint}@{spec.signature}" for spec in each) for each in (specs, chosen))
+    arguments = [str(folder), given.strategy, *names]
     subprocess.run([sys.executable, "-c", _WARM, *arguments], check=True)
     warm_s = time.perf_counter() - start
     table = [_line(spec, rows[spec.key].metadata) for spec in specs if spec.key in rows]
@@ -106,6 +113,7 @@ def catalogue(folder: Path, slots: Sequence[str], given: argparse.Namespace) -> 
         common.console.print(f"{key} was given up: {why}", style="yellow")
     return {
         "kernels": len(specs),
+        "kernels_compiled": len(chosen),
         "given_up": len(built.given_up) + len(compiled.given_up),
         "first_kernel_s": first[0],
         "cold_eager_s": eager_s,
@@ -182,13 +190,13 @@ def _run(home: Path, settings: Sequence[str]) -> dict[str, float]:
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {"tables": {}}
     slots = given.slots or (QUICK_SLOTS if given.quick else SLOTS)
-    epochs = 16 if given.quick else 40
+    short = ["run.epochs=12", "run.host_width=8"]
     parts = []
     with tempfile.TemporaryDirectory(prefix="esper-") as folder:
         if given.only != "slowdown":
             parts.append(catalogue(Path(folder), slots, given))
         if given.only != "catalogue":
-            settings = ["run.mode=lockstep", f"run.epochs={epochs}", *given.set]
+            settings = ["run.mode=lockstep", *(short if given.quick else ["run.epochs=40"]), *given.set]
             parts.append(slowdown(Path(folder), given.pairs or (2 if given.quick else 6), settings))
     for part in parts:
         tables = part.pop("tables")

@@ -85,11 +85,17 @@ def _ingredients(spec: KernelSpec, phase: Phase, strategy: StrategyName) -> Mapp
     return {
         "kernel": spec.key,
         "phase": phase,
-        "torch": metadata.version("torch"),
+        "torch": _torch(),
         "machine": platform.machine(),
         "options": {**options, **STRATEGIES[strategy].options} if phase == "compile" else options,
         "recipes": _recipes(),
     }
+
+
+@functools.cache
+def _torch() -> str:
+    """The installed version. To look it up takes milliseconds, and each job's name asks for it."""
+    return metadata.version("torch")
 
 
 @functools.cache
