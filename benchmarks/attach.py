@@ -75,7 +75,13 @@ def in_turns(first: Arm, second: Arm, rounds: int) -> dict[str, float]:
     }
 
 
-GROWING = ("tamiyo.plateau_rate=100", "tamiyo.warmup_epochs=1", "seeds.gain_errors=0", "seeds.shadow_share=1")
+GROWING = (
+    "tamiyo.plateau_rate=100",
+    "tamiyo.onset=0",
+    "tamiyo.warmup_epochs=1",
+    "seeds.gain_errors=0",
+    "seeds.shadow_share=1",
+)
 
 
 def life(steps: int, wrap: Callable[[nn.Module], Any]) -> dict[str, float]:

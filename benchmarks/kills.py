@@ -56,6 +56,7 @@ SETTINGS = (
     "seeds.embargo_epochs=1",
     "seeds.gain_errors=0",
     "tamiyo.plateau_rate=10",
+    "tamiyo.onset=0",
     "tamiyo.warmup_epochs=1",
     "tamiyo.report_window=2",
     # Decisions at random besides the heuristic's: seeds are removed as well as kept.

@@ -55,6 +55,7 @@ SETTINGS = (
     "emergency.snapshots=1000",
     "seeds.gain_errors=0",
     "tamiyo.plateau_rate=10",
+    "tamiyo.onset=0",
     "tamiyo.warmup_epochs=1",
     "tamiyo.latest_growth=0.99",
     "tamiyo.grow_by=0.9",

@@ -233,7 +233,10 @@ class TamiyoConfig(Section):
         0.05, gt=0, description="grow when the loss surely falls by less than this share per epoch"
     )
     onset: float = Field(
-        0.1, ge=0, lt=1, description="before the loss has fallen by this share of its first value nothing is a plateau"
+        0.1,
+        ge=0,
+        lt=1,
+        description="before the loss has fallen by this share of its first value nothing is a plateau; 0: no such wait",
     )
     grow_by: float = Field(
         0.25, gt=0, lt=1, description="share of the run after which an underfitting host grows without a plateau"

@@ -7,5 +7,6 @@ SETTINGS = (
     "run.device=cpu",
     "seeds.shadow_share=1.0",
     "tamiyo.plateau_rate=10",
+    "tamiyo.onset=0",
     "tamiyo.warmup_epochs=1",
 )

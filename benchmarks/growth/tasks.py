@@ -73,6 +73,7 @@ def _task(name: str, *settings: str, blocks: tuple[Block, ...], metric: Metric, 
 
 _PICTURES = _everywhere("BP009", 3)
 _GLYPHS = ("run.epochs=16", "run.boundary_every=32")
+_LONG = ("run.epochs=32", "run.boundary_every=64")
 _DIGITS = ("run.dataset=digits", "run.epochs=16", "run.boundary_every=32")
 _PYCODE = (
     "run.task=transformer-lite", "run.dataset=pycode", "run.batch_size=32", "run.context=32", "run.epochs=16",
@@ -103,6 +104,15 @@ def _tasks() -> Iterator[StudyTask]:
         metric="points",
         margin=1.0,
         seeds=10,
+    )
+    yield _task(
+        "glyphs-long-8",
+        "run.task=benchmarks.growth.halved:width8",
+        *_LONG,
+        blocks=_PICTURES,
+        metric="points",
+        margin=0.3,
+        seeds=5,
     )
     yield _task("digits-4", *_DIGITS, blocks=_PICTURES, metric="bits", margin=0.02)
     yield _task("pycode-8", *_PYCODE, blocks=_everywhere("BP027", 2), metric="bits", margin=0.02)

@@ -60,19 +60,19 @@ def strongest(candidates: Sequence[Candidate], budget: int) -> Candidate | None:
 
 def heuristic(view: RunView, config: TamiyoConfig) -> list[Proposal]:
     """Cull what harms, fossilise what helps, grow where the host has flattened out."""
-    proposals = [proposal for seed in view.seeds() if (proposal := _keep_or_cull(view, seed))]
+    proposals = [proposal for seed in view.seeds() if (proposal := _keep_or_cull(view, config, seed))]
     return proposals + _grow(view, config, config.seeds_at_once - len(proposals))
 
 
-def _keep_or_cull(view: RunView, seed: SeedState) -> Proposal | None:
+def _keep_or_cull(view: RunView, config: TamiyoConfig, seed: SeedState) -> Proposal | None:
     gain, error = seed.metrics.get("g"), seed.metrics.get("ge")
     if seed.stage is not Stage.PROBATIONARY or gain is None or error is None or not view.watched(seed):
         return None
     if gain > error:
         why = f"gain {gain:.4f} > its error {error:.4f}"
         return Proposal(SeedOperation.FOSSILIZE, seed.slot, why, seed.seed, seed.blueprint)
-    if gain < -error:
-        why = f"gain {gain:.4f} < minus its error {error:.4f}"
+    if gain < -config.cull_errors * error:
+        why = f"gain {gain:.4f} < minus {config.cull_errors:g} times its error {error:.4f}"
         return Proposal(SeedOperation.CULL, seed.slot, why, seed.seed, seed.blueprint)
     return None
 
@@ -101,8 +101,14 @@ def in_vain(view: RunView) -> int:
 
 
 def _flattened(view: RunView, config: TamiyoConfig) -> str:
-    """The validation loss has surely stopped falling fast: the host has learned most of what it can."""
-    fall = trend([state.validation_loss for state in view.states[-config.window :]])
+    """The validation loss has surely stopped falling fast: the host has learned most of what it can.
+
+    Who has hardly begun falls slowly, too, and that is no plateau.
+    """
+    losses = [state.validation_loss for state in view.states]
+    if config.onset and losses[-1] > (1.0 - config.onset) * losses[0]:
+        return ""
+    fall = trend(losses[-config.window :])
     if fall.highest >= config.plateau_rate:
         return ""
     return (
@@ -148,13 +154,13 @@ def never(view: RunView, config: TamiyoConfig) -> list[Proposal]:  # noqa: ARG00
     return []
 
 
-def _tend(view: RunView) -> list[Proposal]:
-    return [proposal for seed in view.seeds() if (proposal := _keep_or_cull(view, seed))]
+def _tend(view: RunView, config: TamiyoConfig) -> list[Proposal]:
+    return [proposal for seed in view.seeds() if (proposal := _keep_or_cull(view, config, seed))]
 
 
 def at_random(view: RunView, config: TamiyoConfig) -> list[Proposal]:
     """The control that grows a random block in a random slot at random times."""
-    proposals = _tend(view)
+    proposals = _tend(view, config)
     draw = random.Random(derive_seed(view.opening.seed, "random control", view.now.branch, view.now.epoch))
     slots = view.dormant_slots()
     if not slots or view.conservative or _too_late(view, config) or draw.random() >= config.probability:
@@ -172,7 +178,7 @@ def at_random(view: RunView, config: TamiyoConfig) -> list[Proposal]:
 
 def periodic(view: RunView, config: TamiyoConfig) -> list[Proposal]:
     """The control that grows the strongest block in the next free slot at fixed intervals."""
-    proposals = _tend(view)
+    proposals = _tend(view, config)
     if _too_late(view, config) or view.now.epoch % config.period:
         return proposals
     why = f"epoch {view.now.epoch} is a multiple of {config.period}"

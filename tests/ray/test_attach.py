@@ -46,7 +46,9 @@ def test_ones_own_loop_grows_by_the_decisions_of_a_running_system(system: Sessio
     targets = (inputs[:, 0] * inputs[:, 1] > 0).long() + 2 * (inputs[:, 2] * inputs[:, 3] > 0).long()
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    settings = esper_ray.load(settings=["run.mode=lockstep", "tamiyo.plateau_rate=100", "seeds.shadow_share=1"])
+    settings = esper_ray.load(
+        settings=["run.mode=lockstep", "tamiyo.plateau_rate=100", "tamiyo.onset=0", "seeds.shadow_share=1"]
+    )
     grower = esper_ray.attach(
         model,
         ["1"],

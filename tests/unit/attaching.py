@@ -19,6 +19,7 @@ from esper_ray.tasks import pycode
 EAGER = (
     "run.mode=lockstep",
     "tamiyo.plateau_rate=100",
+    "tamiyo.onset=0",
     "tamiyo.warmup_epochs=1",
     "tamiyo.seeds_at_once=2",
     "optimizer.seed_warmup_steps=4",

@@ -38,7 +38,7 @@ def test_the_own_model_is_trained_by_tolaria(tmp_path):
         None,
         [
             f"home={tmp_path}", "run.task=examples.own_model:build", f"run.code_folder={ROOT}", "run.mode=lockstep",
-            "run.epochs=9", "run.boundary_every=17", "run.device=cpu", "tamiyo.plateau_rate=10",
+            "run.epochs=9", "run.boundary_every=17", "run.device=cpu", "tamiyo.plateau_rate=10", "tamiyo.onset=0",
         ],
     )  # fmt: skip
     trainer = Trainer(RunRequest("r", config), inprocess.surroundings(config))

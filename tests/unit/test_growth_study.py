@@ -24,7 +24,14 @@ SLOTS = {
 }
 TINY = StudyTask(
     "digits-4",
-    ("run.dataset=digits", "run.host_width=4", "run.epochs=8", "run.boundary_every=6", "tamiyo.plateau_rate=10"),
+    (
+        "run.dataset=digits",
+        "run.host_width=4",
+        "run.epochs=8",
+        "run.boundary_every=6",
+        "tamiyo.plateau_rate=10",
+        "tamiyo.onset=0",
+    ),
     tuple(Block(slot, "BP009", {}) for slot in range(3)),
     "points",
     margin=0.5,

@@ -462,7 +462,7 @@ class Bus:
 def test_a_leaking_block_in_a_real_run_is_culled_the_host_unharmed_and_the_alert_fires(tmp_path, monkeypatch):
     settings = [
         f"home={tmp_path}", "run.dataset=digits", "run.mode=lockstep", "run.epochs=5", "run.boundary_every=0",
-        "run.host_width=8", "tamiyo.plateau_rate=10", "tamiyo.seeds_at_once=1", "run.device=cpu",
+        "run.host_width=8", "tamiyo.plateau_rate=10", "tamiyo.onset=0", "tamiyo.seeds_at_once=1", "run.device=cpu",
         "seeds.monitor_every=2", "seeds.training_epochs=3",
     ]  # fmt: skip
     config = configuration.load(None, settings)

@@ -26,7 +26,7 @@ CANDIDATES = tuple(
     for slot in range(3)
     for blueprint, size in ((2, 32), (9, 4000))
 )
-CONFIG = TamiyoConfig(plateau_rate=0.1, warmup_epochs=3, window=3)
+CONFIG = TamiyoConfig(plateau_rate=0.1, warmup_epochs=3, window=3, onset=0)
 
 
 def opening(**changes):
@@ -63,16 +63,31 @@ def test_a_falling_loss_is_left_alone_and_a_flat_one_makes_every_free_slot_grow(
 
 
 def test_a_host_that_still_underfits_when_cheap_growth_ends_grows_and_one_that_overfits_does_not():
-    falling = [state(e, math.exp(-0.5 * e)) for e in range(1, 9)]
-    assert "underfits at 40%" in heuristic(view(*falling), CONFIG)[0].why
-    assert heuristic(view(*falling[:7]), CONFIG) == [], "not yet"
-    overfitting = [state(e, math.exp(-0.5 * e), training_loss=0.3 * math.exp(-0.5 * e)) for e in range(1, 9)]
+    falling = [state(e, math.exp(-0.5 * e)) for e in range(1, 6)]
+    assert "underfits at 25%" in heuristic(view(*falling), CONFIG)[0].why
+    assert heuristic(view(*falling[:4]), CONFIG) == [], "not yet"
+    overfitting = [state(e, math.exp(-0.5 * e), training_loss=0.3 * math.exp(-0.5 * e)) for e in range(1, 6)]
     assert heuristic(view(*overfitting), CONFIG) == []
 
 
 def test_a_noisy_plateau_is_not_taken_for_a_sure_one():
     noisy = [state(e, loss) for e, loss in enumerate((1.0, 0.5, 1.1, 0.4), start=1)]
     assert heuristic(view(*noisy), CONFIG) == []
+
+
+def test_who_has_hardly_begun_to_learn_is_on_no_plateau():
+    slow = [state(e, loss) for e, loss in enumerate((3.80, 3.79, 3.78, 3.77), start=1)]
+    assert heuristic(view(*slow), CONFIG), "the rate alone takes it for one"
+    begun = CONFIG.model_copy(update={"onset": 0.1})
+    assert heuristic(view(*slow), begun) == []
+    flat = [state(e, loss) for e, loss in enumerate((3.80, 2.02, 2.01, 2.00), start=1)]
+    assert heuristic(view(*flat), begun)
+
+
+def test_a_seed_is_removed_for_surely_harming_only():
+    for gain, expected in ((-0.021, [SeedOperation.CULL]), (-0.019, [])):
+        states = [state(e, math.exp(-e), [seed(Stage.PROBATIONARY, gain)]) for e in (4, 5)]
+        assert [p.operation for p in heuristic(view(*states), CONFIG)] == expected, "its error is 0.01"
 
 
 def test_no_growth_before_the_warm_up_nor_late_in_the_run():

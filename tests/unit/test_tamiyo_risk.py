@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SLOTS = tuple(SlotInfo(i, f"stage{i}", SlotSignature("conv", (16, 8, 8))) for i in range(3))
 CANDIDATES = tuple(Candidate(slot, 9, "family", 4000, 40000) for slot in range(3))
 # It wants to grow in every free slot at each boundary from the fourth on.
-EAGER = {"plateau_rate": 100.0, "warmup_epochs": 1, "latest_growth": 0.9}
+EAGER = {"plateau_rate": 100.0, "onset": 0.0, "warmup_epochs": 1, "latest_growth": 0.9}
 
 
 def state(epoch, loss=1.0, seeds=(), **changes):

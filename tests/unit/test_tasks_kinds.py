@@ -88,7 +88,7 @@ def test_its_slots_are_sequences_behind_its_blocks(tmp_path):
 def test_a_run_on_pycode_grows_end_to_end(tmp_path):
     settings = [f"run.{key}={value}" for key, value in {**TEXT, "train_samples": 2000}.items()]
     pace = ["run.mode=lockstep", "run.epochs=9", "run.boundary_every=20", "run.device=cpu", "seeds.shadow_share=1"]
-    growth = ["optimizer.learning_rate=0.005", "tamiyo.plateau_rate=10", "tamiyo.seeds_at_once=1"]
+    growth = ["optimizer.learning_rate=0.005", "tamiyo.plateau_rate=10", "tamiyo.onset=0", "tamiyo.seeds_at_once=1"]
     config = configuration.load(None, [f"home={tmp_path}", *settings, *pace, *growth])
     trainer = Trainer(RunRequest("r", config), inprocess.surroundings(config))
     result = trainer.run()

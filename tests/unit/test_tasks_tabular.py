@@ -52,7 +52,9 @@ def test_its_slots_are_vectors_behind_its_layers(tmp_path):
 def test_a_run_on_a_table_grows_end_to_end(tmp_path):
     settings = [f"run.{key}={value}" for key, value in {**TABLE, **FEW}.items()]
     pace = ["run.mode=lockstep", "run.epochs=8", "run.boundary_every=9", "run.device=cpu", "seeds.shadow_share=1"]
-    config = configuration.load(None, [f"home={tmp_path}", *settings, *pace, "tamiyo.plateau_rate=10"])
+    config = configuration.load(
+        None, [f"home={tmp_path}", *settings, *pace, "tamiyo.plateau_rate=10", "tamiyo.onset=0"]
+    )
     result = Trainer(RunRequest("r", config), inprocess.surroundings(config)).run()
     assert result["parameters"] > result["host_parameters"]
     assert result["isolation_violations"] == 0

@@ -37,6 +37,7 @@ SMALL = (
     "run.host_width=8",
     "optimizer.learning_rate=0.01",
     "tamiyo.plateau_rate=10",
+    "tamiyo.onset=0",
     "run.device=cpu",
 )
 

@@ -41,6 +41,7 @@ TINY = (
     "seeds.shadow_share=1.0",
     "seeds.gain_errors=0",
     "tamiyo.plateau_rate=10",
+    "tamiyo.onset=0",
     "tamiyo.warmup_epochs=1",
     "tamiyo.latest_growth=0.99",
     "tamiyo.seeds_at_once=1",
