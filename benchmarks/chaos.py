@@ -74,6 +74,12 @@ def _begin(tree: dict[str, Any]) -> Config:
     return build(tree)
 
 
+def _abandoned() -> bool:
+    """Whether the process that strikes has died."""
+    parent = multiprocessing.parent_process()
+    return parent is None or not parent.is_alive()
+
+
 def send(tree: dict[str, Any], name: str) -> None:
     """A sender: numbers go on where its predecessor began its last batch, none is used twice."""
     config = _begin(tree)
@@ -81,7 +87,7 @@ def send(tree: dict[str, Any], name: str) -> None:
     begun, promised = folder / f"{name}.begun", folder / f"{name}.promised"
     number = int(begun.read_text().split()[-1]) if begun.exists() else 1
     sender, pause = connect_publisher(config, name), threading.Event()
-    while not stop.exists():
+    while not stop.exists() and not _abandoned():
         _note(begun, number + _BATCH)
         for each in range(number, number + _BATCH):
             urgent = each % _URGENT_EACH == 7
@@ -93,7 +99,7 @@ def send(tree: dict[str, Any], name: str) -> None:
         number += _BATCH
         pause.wait(_PACE_SECONDS)
     # A message is its sender's care until all readers have acknowledged it: a Redis that was killed may not have it.
-    while not sender.flush(1.0) or sender.unsettled:
+    while (not sender.flush(1.0) or sender.unsettled) and not _abandoned():
         pause.wait(_PACE_SECONDS)
     sender.close()
 
@@ -116,13 +122,15 @@ def read(tree: dict[str, Any], name: str) -> None:
         journal.append("effects", envelope.payload, key=envelope.event_id.hex())
 
     connect_consumer(config, group, STREAMS, handle).start()
-    threading.Event().wait()
+    pause = threading.Event()
+    while not _abandoned():
+        pause.wait(1.0)
 
 
 def keep(tree: dict[str, Any], _: str) -> None:
     """The bus's keeper, until it is killed."""
     keeper, pause = connect_keeper(_begin(tree)), threading.Event()
-    while not pause.wait(0.1):
+    while not pause.wait(0.1) and not _abandoned():
         with contextlib.suppress(BusAway):
             keeper.round()
 

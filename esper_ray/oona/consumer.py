@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 Handler = Callable[[EventEnvelope], None]
 Tell = Callable[[Sequence[MetricPoint]], None]
 
-_BATCH = 128
+_BATCH = 256
 _BLOCK_MS = 500
 _RETRY_SECONDS = 0.2
 _REPORT_SECONDS = 1.0

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +18,12 @@ import redis
 
 from esper_ray.config import build
 from esper_ray.errors import EnvironmentFault
-from esper_ray.oona.address import ENVIRONMENT_URL, find_binary, find_url, without_password
+from esper_ray.oona.address import ENVIRONMENT_URL, answers, find_binary, find_url, without_password
 from esper_ray.oona.redis_transport import connect
 from esper_ray.oona.server import ManagedRedis, resolve_redis
+from tests.contract.carriers import SERVERS
+
+SHIPPED = Path(__file__).parents[2] / "deploy" / "redis.conf"
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,30 @@ def test_the_managed_server_is_durable_local_and_locked(server: ManagedRedis) ->
     for name in ("url", "redis.conf", "password"):
         assert stat.S_IMODE((server.folder / name).stat().st_mode) == 0o600
     assert without_password(server.url).startswith("127.0.0.1:")
+
+
+@pytest.mark.parametrize("binary", SERVERS)
+def test_the_settings_that_we_ship_are_read_by_a_server_and_keep_what_is_owed(binary: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [str(binary), str(SHIPPED), "--port", str(port), "--dir", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        with connect(f"redis://127.0.0.1:{port}/0") as client:
+            deadline = time.monotonic() + 20
+            while not answers(f"redis://127.0.0.1:{port}/0"):
+                assert time.monotonic() < deadline, "it does not start"
+            for key, value in {
+                "appendonly": "yes",
+                "appendfsync": "everysec",
+                "maxmemory-policy": "noeviction",
+            }.items():
+                assert client.config_get(key) == {key: value}
+            assert client.config_get("save") == {"save": ""}
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_starting_twice_is_one_server_and_stopping_twice_no_mistake(tmp_path: Path) -> None:
