@@ -29,10 +29,9 @@ LIMITS = (
     Bar("equal_flops_points_ci_low", 0.0, above=True),
     *(Bar(f"bar_{bar}_tasks", least, reach=True) for bar, (_, _, least) in bars.BARS.items()),
 )
-Unit = tuple[str, int, tuple[str, ...]]
 
 
-def units(given: argparse.Namespace) -> list[Unit]:
+def units(given: argparse.Namespace) -> list[study.Unit]:
     """(task, random seed, arms) in the order in which they are worth having."""
     if given.quick:
         return [(HEADLINE_TASK, seed, _wanted(given, arms.QUICK)) for seed in range(given.seeds or QUICK_SEEDS)]
@@ -52,13 +51,6 @@ def _wanted(given: argparse.Namespace, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in chosen if name in names or given.quick)
 
 
-def work(unit: Unit, home: Path, results: Path) -> Unit:
-    """One unit, in this process or in another one."""
-    name, seed, wanted = unit
-    study.work(TASKS[name], home, Store(results), wanted, seed, lambda _: None)
-    return unit
-
-
 def run(given: argparse.Namespace, home: Path, results: Path) -> dict[str, Any]:
     """All units, a few at a time, and the figures."""
     planned = units(given)
@@ -72,7 +64,7 @@ def run(given: argparse.Namespace, home: Path, results: Path) -> dict[str, Any]:
         else:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(given.parallel, mp_context=context) as pool:
-                for done in pool.map(work, planned, [home] * len(planned), [results] * len(planned)):
+                for done in pool.map(study.work_unit, planned, [home] * len(planned), [results] * len(planned)):
                     progress.update(bar, advance=1, description=f"{done[0]}, seed {done[1]}")
     return figures_of(Store(results))
 

@@ -10,9 +10,10 @@ from benchmarks import common
 from benchmarks.growth import arms, peers, runs, search
 from benchmarks.growth.arms import Arm
 from benchmarks.growth.store import Row, Store
-from benchmarks.growth.tasks import StudyTask
+from benchmarks.growth.tasks import TASKS, StudyTask
 from esper_ray.config import Config
 
+Unit = tuple[str, int, tuple[str, ...]]
 TRIALS = 4
 CLOSE = 0.97
 """A growing run's cost is near enough to its budget from this share of it on; above it never."""
@@ -148,3 +149,10 @@ def work(
     for name in names:
         tell(f"{task.name}, seed {seed}: {name}")
         bench.result(name, seed)
+
+
+def work_unit(unit: Unit, home: Path, results: Path) -> Unit:
+    """One unit in a process of its own. It is here because a new process cannot import what is in ``__main__``."""
+    name, seed, wanted = unit
+    work(TASKS[name], home, Store(results), wanted, seed, lambda _: None)
+    return unit
