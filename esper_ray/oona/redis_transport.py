@@ -64,9 +64,17 @@ class RedisTransport:
 
     def settled(self, streams: Sequence[str]) -> Settlement:
         with self._connected() as client:
-            run: Any = client.info("server")
-            floors = {stream: self._floor(client, self._prefix + stream) for stream in streams}
-        return Settlement(str(run["run_id"]), {name: f"{floor[0]}-{floor[1]}" for name, floor in floors.items()})
+            # Asked often and by the thread that sends: in two round trips, whatever there is.
+            pipeline = client.pipeline(transaction=False)
+            pipeline.info("server")
+            for stream in streams:
+                pipeline.xinfo_groups(self._prefix + stream)
+            server, *found = pipeline.execute(raise_on_error=False)
+            if isinstance(server, Exception):
+                raise server
+            return Settlement(
+                str(server["run_id"]), self._floors(client, dict(zip(streams, map(_groups_in, found), strict=True)))
+            )
 
     def missing(self, stream: str, ids: Sequence[str]) -> set[str]:
         with self._connected() as client:
@@ -175,10 +183,10 @@ class RedisTransport:
     def trim(self, stream: str, *, keep: int) -> int:
         key = self._prefix + stream
         with self._connected() as client:
-            if not self._groups(client, key):
+            groups = self._groups(client, key)
+            if not groups:
                 return int(client.xtrim(key, maxlen=keep, approximate=False))
-            floor = self._floor(client, key)
-            return int(client.xtrim(key, minid=f"{floor[0]}-{floor[1]}", approximate=False))
+            return int(client.xtrim(key, minid=self._floors(client, {stream: groups})[stream], approximate=False))
 
     def state(self, stream: str) -> StreamState:
         key = self._prefix + stream
@@ -237,30 +245,35 @@ class RedisTransport:
             if not client.xrange(key, id, id, 1):
                 client.xack(key, group, id)
 
-    def _floor(self, client: redis.Redis, key: str) -> tuple[int, int]:
-        """The oldest id that a group has still to acknowledge or to be given; with no group, that there still is."""
-        if groups := self._groups(client, key):
-            return min(self._first_owed(client, key, group) for group in groups)
-        first: Any = client.xrange(key, count=1)
-        milliseconds, _, number = first[0][0].decode().partition("-") if first else ("0", "", "0")
-        return int(milliseconds), int(number)
+    def _floors(self, client: redis.Redis, found: Mapping[str, list[dict[str, Any]]]) -> dict[str, str]:
+        """For each stream with its groups: the oldest id that a group has still to acknowledge or to be given.
+
+        With no group it is the oldest that there still is.
+        """
+        pipeline = client.pipeline(transaction=False)
+        for stream, groups in found.items():
+            key = self._prefix + stream
+            if not groups:
+                pipeline.xrange(key, count=1)
+            for group in groups:
+                if group["pending"]:
+                    pipeline.xpending(key, group["name"])
+        answers = iter(pipeline.execute())
+        floors = {}
+        for stream, groups in found.items():
+            if groups:
+                owed = min(_first_owed(group, next(answers) if group["pending"] else None) for group in groups)
+                floors[stream] = f"{owed[0]}-{owed[1]}"
+            else:
+                first = next(answers)
+                floors[stream] = first[0][0].decode() if first else "0-0"
+        return floors
 
     @staticmethod
     def _groups(client: redis.Redis, key: str) -> list[dict[str, Any]]:
-        try:
-            return list(client.xinfo_groups(key))
-        except redis.ResponseError:  # the stream does not exist yet
-            return []
-
-    @staticmethod
-    def _first_owed(client: redis.Redis, key: str, group: dict[str, Any]) -> tuple[int, int]:
-        """The id of the oldest entry that the group has not acknowledged, be it there already or not."""
-        oldest = group["last-delivered-id"]
-        if group["pending"]:
-            summary: Any = client.xpending(key, group["name"])
-            oldest = summary["min"] or oldest
-        milliseconds, number = (int(part) for part in oldest.split(b"-"))
-        return (milliseconds, number) if group["pending"] else (milliseconds, number + 1)
+        pipeline = client.pipeline(transaction=False)
+        pipeline.xinfo_groups(key)
+        return _groups_in(pipeline.execute(raise_on_error=False)[0])
 
     @staticmethod
     def _group_state(client: redis.Redis, key: str, group: dict[str, Any]) -> GroupState:
@@ -271,6 +284,22 @@ class RedisTransport:
         now: Any = client.time()
         waited = 0.0 if milliseconds is None else now[0] + now[1] / 1e6 - milliseconds / 1e3
         return GroupState(group["pending"], max(0.0, waited))
+
+
+def _groups_in(answer: Any) -> list[dict[str, Any]]:
+    """What XINFO GROUPS answers; none where the stream does not exist yet."""
+    if isinstance(answer, redis.ResponseError) and "no such key" in str(answer):
+        return []
+    if isinstance(answer, Exception):
+        raise answer
+    return list(answer)
+
+
+def _first_owed(group: Mapping[str, Any], pending: Mapping[str, Any] | None) -> tuple[int, int]:
+    """The id of the oldest entry that the group has not acknowledged, be it there already or not."""
+    oldest = (pending["min"] if pending else None) or group["last-delivered-id"]
+    milliseconds, number = (int(part) for part in oldest.split(b"-"))
+    return (milliseconds, number) if pending else (milliseconds, number + 1)
 
 
 def connect(url: str, *, answer_seconds: float = _ANSWER_SECONDS) -> redis.Redis:
