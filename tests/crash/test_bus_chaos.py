@@ -12,6 +12,7 @@ from esper_ray.reliability.journal import Journal
 MUST_BE_NOTHING = ("lost", "repeated", "dead_missing", "dead_wrong", "overtaken")
 
 
+@pytest.mark.timeout(400)
 def test_thirty_rounds_of_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     found = chaos.survey(30, 20, 2000, home=tmp_path, progress=lambda: None)
     assert {key: found[key] for key in MUST_BE_NOTHING} == dict.fromkeys(MUST_BE_NOTHING, 0)

@@ -105,6 +105,8 @@ def test_the_keeper_measures_tells_and_comes_back_after_redis(
     wait_until(lambda: streams().get("dead_letters") == 1.0)
     (letter,) = keeper.dead_letters("oona.normal")
     assert letter["reason"].startswith("malformed")
+    told = lambda: httpx.get(f"{nissa.address()}/metrics").text  # noqa: E731
+    wait_until(lambda: 'esper_bus_reader_total{group="nissa",outcome="buried"' in told())
     assert keeper.health()["ok"]
     assert keeper.ping()["name"] == "oona"
     server.stop()
