@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,18 @@ def save(packets: Iterable[Packet], file: Path) -> None:
 
 def says(kind: str, payload: bytes) -> Any:
     """What a message says, as plain data: the order of a map's keys on the wire means nothing."""
-    return json.loads(json.dumps(asdict(DECODERS[kind](payload))))
+    return json.loads(json.dumps(_plain(DECODERS[kind](payload))))
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and named tuples by their fields' names."""
+    if is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 def describe(packets: Iterable[Packet]) -> list[dict[str, Any]]:
