@@ -104,7 +104,7 @@ def finite_under_autocast(blueprint: Blueprint, signature: SlotSignature, values
 
 
 def beats_the_identity(blueprint: Blueprint, signature: SlotSignature, values: Values) -> None:
-    """In 40 steps it learns a part of a regression, seen on samples that were held out.
+    """In 60 steps it learns a part of a regression, seen on samples that were held out.
 
     Asked for are a gain, an offset and a rectified part of the neighbouring channel: each block can do a piece.
     """
@@ -120,7 +120,7 @@ def beats_the_identity(blueprint: Blueprint, signature: SlotSignature, values: V
     samples = 1024 if signature.kind == "vector" else max(8, min(32, 4608 // shapes.positions(signature)))
     h, held_out = activations(signature, samples), activations(signature, samples, seed=8)
     optimizer = torch.optim.Adam(branch.parameters(), lr=0.02)
-    for _ in range(40):
+    for _ in range(60):
         optimizer.zero_grad()
         (h + branch(h) - target(h)).square().mean().backward()
         optimizer.step()
