@@ -157,6 +157,10 @@ class SeedConfig(Section):
     pcgrad: bool = Field(True, description="gradient surgery where live seeds share parameters; nowhere else")
     embargo_epochs: int = Field(5, ge=1, description="how long a culled slot rests; doubles for repeat offenders")
     shadow_share: float = Field(0.5, gt=0, le=1, description="share of the steps that train an isolated seed")
+    cut_back: bool = Field(
+        False,
+        description="at each epoch's end an isolated seed's gain is cut back to what its last training batches want",
+    )
     distill: bool = Field(
         False, description="an isolated seed also learns to answer as the host does, where its measured memory fits"
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from esper_ray.config import Config
+from esper_ray.contracts.enums import SeedLifecycleStage as Stage
 from esper_ray.contracts.messages import SystemState
 from esper_ray.contracts.ports import KernelSource
 from esper_ray.kasmina.garden import Garden
@@ -22,8 +23,9 @@ from esper_ray.kasmina.slot import Seed
 from esper_ray.reliability.failpoints import passing
 from esper_ray.reliability.ids import derive_seed
 from esper_ray.tasks import Task, build_task
+from esper_ray.tasks.data import Split
 from esper_ray.tasks.own import optimizer_settings
-from esper_ray.tolaria import multiseed, rows, statistics
+from esper_ray.tolaria import multiseed, rows, statistics, strength
 from esper_ray.tolaria.costs import CostMeter, forward_flops
 from esper_ray.tolaria.groups import Groups
 from esper_ray.tolaria.learning_rate import LearningRates
@@ -120,6 +122,8 @@ class Loop:
         for _ in range(steps):
             self.between_steps()
             self.train_step()
+        if self.config.seeds.cut_back and self.garden.in_stage(Stage.TRAINING):
+            strength.cut_back(self.garden, self._recent(min(steps, strength.BATCHES)), self.meter)
         self.epoch += 1
         return float(self._loss_sum) / steps
 
@@ -175,6 +179,12 @@ class Loop:
         size = self.config.run.batch_size
         chosen = self._order[1][place * size : (place + 1) * size]
         return self.train.inputs[chosen], self.train.targets[chosen]
+
+    def _recent(self, batches: int) -> Split:
+        """The samples of the last steps."""
+        found = [self._batch(self.step - 1 - back) for back in range(batches)]
+        inputs, targets = (torch.cat(each) for each in zip(*found, strict=True))
+        return Split(inputs, targets, self.train.objective)
 
     # Measuring
 
