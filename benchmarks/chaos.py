@@ -55,7 +55,7 @@ STREAMS = (EMERGENCY, NORMAL, TELEMETRY)
 CALM = "calm"
 REPORT, SIGNAL = BusMessageType.FIELD_REPORT, BusMessageType.EMERGENCY_SIGNAL
 _FAILS_EACH, _URGENT_EACH = 100, 20
-_BATCH, _PACE_SECONDS = 50, 0.05
+_BATCH, _PACE_SECONDS = 50, 0.1
 _DRAIN_SECONDS = 120.0
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["benchmarks.common", "esper_ray.oona.bus"])
