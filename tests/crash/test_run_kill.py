@@ -60,10 +60,10 @@ def test_a_run_killed_at_this_point_and_resumed_ends_as_one_never_killed(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_a_run_killed_at_any_of_a_hundred_moments_and_resumed_ends_as_one_never_killed(tmp_path: Path) -> None:
     rows = examine(tmp_path, 100)
-    assert sum(row["killed"] for row in rows) >= 80
+    assert sum(row["killed"] for row in rows) >= 90
     assert [(row["name"], row["differs"]) for row in rows if row["differs"]] == []
 
 
