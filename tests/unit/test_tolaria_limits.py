@@ -169,7 +169,7 @@ def test_seeds_removed_since_the_last_one_that_stayed_are_counted_once_each(stag
 
 @pytest.mark.parametrize(("limit", "grows"), [(0, True), (2, False), (3, True)])
 def test_when_seed_after_seed_was_removed_the_heuristic_stops_growing(limit, grows):
-    view = lived(*FAILED * 2, give_up_after=limit)
+    view = lived(*FAILED * 2, give_up_after=limit, onset=0.0)
     proposals = heuristic(view, view.config)
     assert [p.operation for p in proposals] == ([SeedOperation.GERMINATE] if grows else [])
 
