@@ -18,7 +18,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS = (
     "run.dataset=digits", "run.mode=lockstep", "run.epochs=6", "run.host_width=8", "run.boundary_every=12",
-    "run.device=cpu", "tamiyo.plateau_rate=10", "tamiyo.onset=0", "seeds.blend_mode=confidence", "seeds.blend_schedule=cosine",
+    "run.device=cpu", "tamiyo.plateau_rate=10", "tamiyo.onset=0", "seeds.blend_mode=confidence",
+    "seeds.blend_schedule=cosine",
 )  # fmt: skip
 
 
