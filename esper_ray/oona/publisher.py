@@ -203,7 +203,7 @@ class BusPublisher:
         if ordinary := self._admitted(self._take(self._ordinary)):
             sealed = self._seal(ordinary)
             if sealed and not self._outbox.send_ordinary(sealed):
-                self._ordinary.extendleft(reversed(ordinary))
+                self._take_back(ordinary)
         self._outbox.settle()
 
     def _send_urgent(self) -> None:
@@ -220,6 +220,13 @@ class BusPublisher:
 
     def _take(self, lane: deque[_Message]) -> list[_Message]:
         return [lane.popleft() for _ in range(min(_BATCH, len(lane)))]
+
+    def _take_back(self, messages: list[_Message]) -> None:
+        """What could not be sent goes first again. Others came meanwhile: the latest go where there are too many."""
+        self._ordinary.extendleft(reversed(messages))
+        for _ in range(len(self._ordinary) - self._limit):
+            self._ordinary.pop()
+            self._counters["dropped.buffer_full"] += 1
 
     def _admitted(self, messages: list[_Message]) -> list[_Message]:
         admitted = []
