@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,3 +43,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def modules_come_back():
+    """A task of one's own makes Python forget the modules of its folder, which may be those of other tests."""
+    before = {name: module for name, module in sys.modules.items() if name.startswith(("benchmarks", "tests"))}
+    yield
+    sys.modules.update(before)
