@@ -115,8 +115,8 @@ class Lives:
             if seed.stage in _LIFE[:-1]:
                 stage = _LIFE[_LIFE.index(seed.stage) + 1]
                 metrics = {"g": float(self._random.normal(0.0, 0.02)), "ge": 0.005} if stage in _LIFE[2:] else {}
-                self._seeds[slot] = replace(
-                    seed, stage=stage, alpha=0.5, age_epochs=seed.age_epochs + 1, metrics=metrics
+                self._seeds[slot] = seed._replace(
+                    stage=stage, alpha=0.5, age_epochs=seed.age_epochs + 1, metrics=metrics
                 )
         for each in commands:
             directive = each.seed_directive
@@ -128,7 +128,7 @@ class Lives:
             elif directive.operation is SeedOperation.CULL:
                 del self._seeds[each.slot]
             else:
-                self._seeds[each.slot] = replace(self._seeds[each.slot], stage=Stage.FOSSILIZED, alpha=1.0)
+                self._seeds[each.slot] = self._seeds[each.slot]._replace(stage=Stage.FOSSILIZED, alpha=1.0)
 
 
 def hops(config: Config, opening: RunOpening, count: int) -> tuple[list[float], list[int], list[graph.Observation]]:
