@@ -60,6 +60,10 @@ class Driver:
             # Started by an earlier life of the supervisor, whose call is lost: watch its progress instead.
             self._observe(arm, tolaria)
             return
+        if _ask(tolaria.progress.remote()) is None:
+            # Ray fails every call to a process that it is restarting: that is no attempt, and no loss.
+            self._arm = None
+            return
         self._queue.started(arm.run_id)
         self._call = tolaria.train.remote(
             {

@@ -158,7 +158,7 @@ def test_what_follows_a_rollback_differs_from_what_was_undone_and_the_rows_of_bo
 
 @pytest.mark.parametrize("point", ["rollback.recorded", "rollback.opened", "rollback.rewound", "later"])
 def test_a_run_that_is_lost_in_its_rollback_or_after_it_ends_with_the_same_weights(
-    tmp_path, kernels, monkeypatch, point
+    tmp_path, kernels, monkeypatch, point, no_deadline
 ):
     undisturbed = make(tmp_path / "a", kernels, "run.epochs=8")
     fall_ill_at(undisturbed, step=33)
@@ -185,6 +185,14 @@ def test_a_run_that_is_lost_in_its_rollback_or_after_it_ends_with_the_same_weigh
     for name, value in undisturbed.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     assert untimed(resumed) == untimed(undisturbed)
+
+
+@pytest.fixture
+def no_deadline():
+    """No rollback is told as late: how long one takes on a busy machine is not what the test compares."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Times, "overdue", lambda self, *, full: "")
+        yield
 
 
 def untimed(trainer):
