@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -145,12 +146,22 @@ class Forge:
         return list({spec.key: spec for spec in specs}.values())
 
     def ordered(self, names: Iterable[str]) -> list[KernelSpec]:
-        """The kernels of an order, see `wanted_of`, without repetitions."""
-        specs: list[KernelSpec] = []
+        """The kernels of an order, see `wanted_of`, without repetitions, in the order in which they are missed.
+
+        A seed's first wish is the block that computes most, so these come first, one for each slot in turn.
+        """
+        by_slot: dict[SlotSignature, dict[str, KernelSpec]] = {}
         for name in names:
             wanted = wanted_of(name)
-            specs += self.wanted([wanted]) if isinstance(wanted, SlotSignature) else [wanted]
-        return list({spec.key: spec for spec in specs}.values())
+            for spec in self.wanted([wanted]) if isinstance(wanted, SlotSignature) else [wanted]:
+                by_slot.setdefault(spec.signature, {})[spec.key] = spec
+        cost = {blueprint.id: blueprint.flops for blueprint in CATALOG}
+        strongest = [
+            sorted(specs.values(), key=lambda spec: cost[spec.blueprint](spec.signature), reverse=True)
+            for specs in by_slot.values()
+        ]
+        turns = zip_longest(*strongest)
+        return [spec for turn in turns for spec in turn if spec is not None]
 
     def build(
         self, specs: Sequence[KernelSpec], on_progress: Progress = _silent, stop: Callable[[], bool] = _never

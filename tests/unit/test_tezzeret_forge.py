@@ -27,6 +27,7 @@ from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock, ManualClock
 from esper_ray.tezzeret import forge as forge_module
 from esper_ray.tezzeret import seal, toolchain
 from esper_ray.tezzeret.caution import Caution
+from esper_ray.tezzeret.crew import Crew
 from esper_ray.tezzeret.forge import Forge, Outcome
 from esper_ray.tezzeret.shift import Shift
 from esper_ray.urza.store import Store
@@ -172,6 +173,22 @@ def test_every_blueprint_that_fits_is_wanted_once_with_its_defaults(smithy: Smit
     assert len(wanted) >= 10
 
 
+def test_the_strongest_block_of_each_slot_is_made_first(smithy: Smithy) -> None:
+    other = SlotSignature("conv", (16, 24, 24))
+    order = smithy.forge({}).ordered([str(SIGNATURE), str(other), f"BP039@{other}", f"BP002@{SIGNATURE}"])
+    strengths = {each: [] for each in (SIGNATURE, other)}
+    for spec in order:
+        strengths[spec.signature].append(CATALOG.get(spec.blueprint, approved={"BP039"}).flops(spec.signature))
+    assert {spec.signature for spec in order[:2]} == {SIGNATURE, other}
+    assert all(found == sorted(found, reverse=True) for found in strengths.values())
+    assert [spec.key[:5] for spec in order].count("BP039") == 1
+    assert (
+        len(order)
+        == len({spec.key for spec in order})
+        == 1 + sum(len(CATALOG.query(each).candidates) for each in (SIGNATURE, other))
+    )
+
+
 def test_a_build_is_stored_counted_and_not_repeated(smithy: Smithy) -> None:
     seen: list[tuple[int, int, str]] = []
     wanted = specs("BP002", "BP009")
@@ -230,11 +247,18 @@ def test_a_job_over_its_memory_limit_is_killed_and_counted(smithy: Smithy) -> No
     assert not any(psutil.pid_exists(pid) for pid in smithy.pids())
 
 
-def test_two_jobs_share_the_work_and_each_kernel_is_made_once(smithy: Smithy) -> None:
+def test_two_jobs_share_the_work_and_each_kernel_is_made_once(smithy: Smithy, monkeypatch) -> None:
+    at_work, give = [], Crew.give
+
+    def counted(crew: Crew, *order: Any) -> None:
+        give(crew, *order)
+        at_work.append(crew.busy)
+
+    monkeypatch.setattr(Crew, "give", counted)
     wanted = specs("BP002", "BP003", "BP004", "BP005", "BP006", "BP009")
     outcome = smithy.forge({"BP002": "hang"}, jobs=2, job_seconds=0.1).build(wanted)
     assert results(outcome) == {**dict.fromkeys(results(outcome), "eager"), "BP002": "given up"}
-    assert len(set(smithy.pids()[:2])) == 2
+    assert max(at_work) == 2
     assert [smithy.started().count(f"eager {spec.blueprint}") for spec in wanted[1:]] == [1] * 5
 
 
