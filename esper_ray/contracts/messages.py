@@ -260,8 +260,7 @@ class SystemHealth:
     summary: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class TelemetryPacket:
+class TelemetryPacket(NamedTuple):
     packet_id: int
     timestamp_ns: int
     source: str
@@ -386,8 +385,7 @@ class KernelCatalogUpdate:
     compile_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class EventEnvelope:
+class EventEnvelope(NamedTuple):
     """What wraps every message on the bus and every direct command."""
 
     event_id: bytes

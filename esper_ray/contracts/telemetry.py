@@ -172,8 +172,7 @@ class _Packets:
     def _close(self) -> None:
         if self._points or self._events:
             self._done.append(
-                replace(
-                    self._head,
+                self._head._replace(
                     packet_id=int.from_bytes(new_event_id(), "big"),
                     level=max((item.level for item in self._events), default=TelemetryLevel.INFO),
                     metrics=tuple(self._points),

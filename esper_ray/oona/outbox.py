@@ -19,7 +19,7 @@ from esper_ray.reliability.clock import Clock
 log = logging.getLogger(__name__)
 
 _FIRST_WAIT, _LAST_WAIT = 0.05, 1.0
-_FIRST_LOOK, _LAST_LOOK = 0.25, 2.0
+_FIRST_LOOK, _LAST_LOOK = 0.5, 2.0
 _REPLAYED_AT_ONCE = 512
 _WRITE_SECONDS = 10.0
 _MOST_HOMELESS = 10_000

@@ -7,11 +7,15 @@ counted. A message may arrive twice; its event id stays the same.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 
 from esper_ray.config import BusConfig
 from esper_ray.contracts import refusals
@@ -36,6 +40,9 @@ _GATHER_SECONDS = 0.0005
 _IDLE_SECONDS = 1.0
 _PARTING_SECONDS = 0.5
 _REPORT_SECONDS = 1.0
+# How long Python lets a thread compute while another one waits. With its own 5 ms the sender would stand in line that
+# long after each answer of Redis, behind a loop that publishes, and the loop behind a sender that signs.
+_SWITCH_SECONDS = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,11 @@ class BusPublisher:
         self._reported: Counter[str] = Counter()
         self._reported_at = clock.monotonic()
         self._breaker_points: deque[MetricPoint] = deque(maxlen=16)
-        self._wake, self._hurry, self._stop = threading.Event(), threading.Event(), threading.Event()
+        # A bell that is rung without a lock, so that nobody who publishes waits for a sender that was put off the
+        # processor while it held one. What rings is told from what has rung by ``_rung``.
+        self._bell, self._rung, self._stop = SimpleQueue[None](), False, threading.Event()
+        self._taken = 0
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
         self._thread = threading.Thread(target=self._run, name=f"oona-publish-{source}", daemon=True)
         self._thread.start()
 
@@ -109,17 +120,14 @@ class BusPublisher:
             self._counters["dropped.buffer_full"] += 1
             return
         lane.append(_Message(type, payload, priority, event_id or new_event_id(), stream))
-        if lane is self._urgent:
-            self._hurry.set()
-        if not self._wake.is_set():
-            self._wake.set()
+        self._ring()
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was published is on the bus, and on disk where it must not be lost.
 
         Returns False when it is not within ``timeout`` seconds.
         """
-        self._wake.set()
+        self._ring()
         with self._settled:
             return self._settled.wait_for(
                 lambda: not self._busy and not self._waiting() and self._outbox.written(), timeout
@@ -130,7 +138,7 @@ class BusPublisher:
         if not self._stop.is_set():
             self.flush(timeout)
             self._stop.set()
-            self._wake.set()
+            self._ring()
         self._thread.join(timeout + 5.0)
 
     @property
@@ -149,6 +157,11 @@ class BusPublisher:
     @property
     def breaker(self) -> CircuitBreakerState:
         return self._breaker.state
+
+    def _ring(self) -> None:
+        if not self._rung:
+            self._rung = True
+            self._bell.put(None)
 
     def _waiting(self) -> int:
         return len(self._urgent) + len(self._durable) + len(self._ordinary) + self._outbox.owed
@@ -184,12 +197,12 @@ class BusPublisher:
             pause = min(pause, self._outbox.seconds_to_next_try() or 0.0)
             if self._breaker.state is CircuitBreakerState.OPEN:
                 pause = 0.1
-        self._wake.wait(pause)
-        if not self._urgent and len(self._durable) + len(self._ordinary) < _BATCH:
-            self._hurry.wait(_GATHER_SECONDS)
-        self._hurry.clear()
-        self._wake.clear()
-        self._busy = True
+        with contextlib.suppress(Empty):
+            self._bell.get(timeout=pause) if pause else self._bell.get_nowait()
+        # One message alone goes at once; where others came with the last one, more are about to come.
+        if self._taken > 1 and not self._urgent and len(self._durable) + len(self._ordinary) < _BATCH:
+            time.sleep(_GATHER_SECONDS)
+        self._rung, self._taken, self._busy = False, 0, True
 
     def _cycle(self) -> None:
         self._send_urgent()
@@ -219,7 +232,9 @@ class BusPublisher:
         self._outbox.close()
 
     def _take(self, lane: deque[_Message]) -> list[_Message]:
-        return [lane.popleft() for _ in range(min(_BATCH, len(lane)))]
+        taken = [lane.popleft() for _ in range(min(_BATCH, len(lane)))]
+        self._taken += len(taken)
+        return taken
 
     def _take_back(self, messages: list[_Message]) -> None:
         """What could not be sent goes first again. Others came meanwhile: the latest go where there are too many."""

@@ -16,6 +16,7 @@ from esper_ray.errors import StorageFault
 from esper_ray.reliability.atomic import make_folder
 from esper_ray.reliability.clock import SYSTEM_CLOCK, Clock
 from esper_ray.reliability.failpoints import passing
+from esper_ray.reliability.wal import LATEST_PAGES, PAGE_BYTES, Log
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -54,10 +55,12 @@ class Journal:
     def __init__(self, path: Path, *, clock: Clock = SYSTEM_CLOCK, sync: bool = True) -> None:
         make_folder(path.parent)
         self.path, self._clock, self._lock = path, clock, threading.Lock()
+        self._log = Log(path)
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10.0)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={'FULL' if sync else 'NORMAL'}")
+            self._db.execute(f"PRAGMA wal_autocheckpoint={LATEST_PAGES}")
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise StorageFault(
@@ -84,7 +87,7 @@ class Journal:
         Raises:
             StorageFault: as `append_many`; nothing was dropped either.
         """
-        now = self._clock.now_ns()
+        now, items = self._clock.now_ns(), list(items)
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -102,6 +105,7 @@ class Journal:
             except BaseException:
                 self._undo()
                 raise
+            self._log.committed(sum(len(payload) for _, _, payload in items) + PAGE_BYTES * len(removing) // 8)
         passing("journal.committed")
         return numbers
 

@@ -93,7 +93,7 @@ def test_a_metric_that_is_no_finite_number_is_refused_at_the_sender(value: float
     with pytest.raises(ContractError, match="finite"):
         codec.encode_state(replace(state(), metrics={"lr": value}))
     with pytest.raises(ContractError, match="finite"):
-        codec.encode_telemetry(replace(TELEMETRY, metrics=(m.MetricPoint("tl", value),)))
+        codec.encode_telemetry(TELEMETRY._replace(metrics=(m.MetricPoint("tl", value),)))
 
 
 def test_a_metric_that_is_no_finite_number_is_refused_at_the_receiver() -> None:
@@ -131,7 +131,7 @@ def test_an_envelope_of_another_schema_is_refused() -> None:
 
 def test_an_envelope_over_the_cap_is_refused() -> None:
     with pytest.raises(MessageTooLarge):
-        codec.encode_envelope(replace(ENVELOPE, payload=bytes(300 * 1024)))
+        codec.encode_envelope(ENVELOPE._replace(payload=bytes(300 * 1024)))
 
 
 @pytest.mark.parametrize("name", ENUMS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import stat
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,8 +49,8 @@ def test_each_refusal_has_its_own_reason() -> None:
     envelope = codec.decode_envelope(data)
     verifier = Verifier(KeyRing((OLD,)), clock=clock)
 
-    assert refusal(verifier, codec.encode_envelope(replace(envelope, signature=b""))) == "missing_signature"
-    assert refusal(verifier, codec.encode_envelope(replace(envelope, payload=b"other"))) == "invalid_signature"
+    assert refusal(verifier, codec.encode_envelope(envelope._replace(signature=b""))) == "missing_signature"
+    assert refusal(verifier, codec.encode_envelope(envelope._replace(payload=b"other"))) == "invalid_signature"
     assert refusal(Verifier(KeyRing((NEW,)), clock=clock), data) == "unknown_key"
     verifier.open_direct(data)
     assert refusal(verifier, data) == "nonce_replayed"
@@ -68,7 +67,7 @@ def test_a_signature_is_the_hmac_of_the_standard_library(size: int) -> None:
     data = Signer(KeyRing((("k1", secret),)), "s").seal(
         b"p" * size, BusMessageType.ALERT, payload_type="TelemetryPacket"
     )
-    signed = codec.encode_envelope(replace(codec.decode_envelope(data), signature=b""))
+    signed = codec.encode_envelope(codec.decode_envelope(data)._replace(signature=b""))
 
     assert codec.decode_envelope(data).signature == hmac.digest(secret, signed, "sha256")
     assert codec.encode_envelope(codec.decode_envelope(data)) == data, "canonical bytes"
@@ -253,8 +252,8 @@ def test_each_of_the_eight_reasons_is_counted_by_nissa() -> None:
     late = sealed(ManualClock(clock.now_ns() - 61_000_000_000))
     early = sealed(ManualClock(clock.now_ns() + 61_000_000_000))
     bad = {
-        "missing_signature": codec.encode_envelope(replace(envelope, signature=b"")),
-        "invalid_signature": codec.encode_envelope(replace(envelope, source="x")),
+        "missing_signature": codec.encode_envelope(envelope._replace(signature=b"")),
+        "invalid_signature": codec.encode_envelope(envelope._replace(source="x")),
         "unknown_key": sealed(clock, keys=KeyRing((NEW,))),
         "nonce_replayed": data,
         "stale": late,
@@ -283,7 +282,7 @@ def test_each_of_the_eight_reasons_is_counted_by_nissa() -> None:
 def test_whatever_the_bus_carries_is_refused_without_its_signature(type: BusMessageType) -> None:
     clock = ManualClock()
     data = Signer(KeyRing((OLD,)), "s", clock=clock).seal(b"p", type, payload_type=KINDS[type].payload_type)
-    bare = codec.encode_envelope(replace(codec.decode_envelope(data), signature=b""))
+    bare = codec.encode_envelope(codec.decode_envelope(data)._replace(signature=b""))
     verifier = Verifier(KeyRing((OLD,)), clock=clock)
 
     assert verifier.open(data).type is type
