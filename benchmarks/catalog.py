@@ -5,7 +5,8 @@
 - ``lookup_actor_*``: the actor's own time for the same, without the hop; ``hop_*`` is what a caller waits.
 - ``latency_off_*``: the estimate of a step over its measured processor time, or the inverse, whichever is larger.
 - ``fetch_hot_*``, ``fetch_cold_*``: a kernel from the store in this process, from memory and from a disk that has
-  forgotten it; ``fetch_actor_*``: through Urza's actor, the hop included.
+  forgotten it; ``fetch_actor_*``: from Urza's actor as Tolaria does it, hop and seal included; ``fetch_ray_*``:
+  by a call through Ray.
 - ``hit_rate``: of what short runs fetch after a first one, how much was in memory.
 - ``recovery_10k_s``: opening a store of 10,000 entries after its writer was killed; ``verify_10k_s``: reading them all.
 """

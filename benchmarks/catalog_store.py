@@ -21,10 +21,13 @@ import safetensors.numpy
 
 from benchmarks.common import percentile
 from esper_ray.actors import crew
+from esper_ray.actors.clients import RemoteKernels
 from esper_ray.actors.shared import SharedKernel
 from esper_ray.config import Config
-from esper_ray.contracts.ports import KernelSpec, SlotSignature
+from esper_ray.contracts.ports import Kernel, KernelSpec, SlotSignature
+from esper_ray.contracts.signing import load_keys
 from esper_ray.runtime import Session
+from esper_ray.tezzeret import seal
 from esper_ray.urza import artifacts
 from esper_ray.urza.store import Store
 
@@ -97,24 +100,36 @@ def _forget(path: Path) -> None:
 
 
 def in_the_actor(session: Session, count: int) -> dict[str, float]:
-    """Fetches through Urza's actor, weights at hand, one after the other."""
+    """Fetches through Urza's actor, one after the other: as Tolaria does it, and by a call through Ray."""
     urza = crew.find("urza", session.config.ray.namespace)
     assert urza is not None
+    keys = load_keys(session.config.home / "keys" / "signing")
     for number in range(KERNELS):
-        session.ask("urza", "put", spec(number), weights(number, _FLOATS[number % len(_FLOATS)]), _METADATA)
-    taken = []
-    for number in range(count + KERNELS):
-        start = time.perf_counter()
-        found = ray.get(urza.fetch.remote(spec(number % KERNELS)))
-        kernel = found.open() if isinstance(found, SharedKernel) else found
-        taken.append((time.perf_counter() - start) * 1e3)
-        assert len(kernel.weights) > 4 * _FLOATS[0]
-    first, later = taken[:KERNELS], taken[KERNELS:]
-    return {
-        "fetch_actor_first_p50_ms": percentile(first, 50),
-        "fetch_actor_p50_ms": percentile(later, 50),
-        "fetch_actor_p99_ms": percentile(later, 99),
-    }
+        data = weights(number, _FLOATS[number % len(_FLOATS)])
+        session.ask("urza", "put", spec(number), data, seal.sealed(spec(number).key, data, _METADATA, keys))
+    source = RemoteKernels(session.config.ray.namespace, keys)
+
+    def as_tolaria(wanted: KernelSpec) -> Kernel:
+        kernel = source.fetch(wanted).wait(60.0)
+        assert kernel is not None
+        return kernel
+
+    def through_ray(wanted: KernelSpec) -> Kernel:
+        found: Kernel | SharedKernel = ray.get(urza.fetch.remote(wanted))
+        return found.open() if isinstance(found, SharedKernel) else found
+
+    figures = {}
+    for name, fetch in (("actor", as_tolaria), ("ray", through_ray)):
+        taken = []
+        for number in range(count + KERNELS):
+            start = time.perf_counter()
+            kernel = fetch(spec(number % KERNELS))
+            taken.append((time.perf_counter() - start) * 1e3)
+            assert len(kernel.weights) > 4 * _FLOATS[0]
+        first, later = taken[:KERNELS], taken[KERNELS:]
+        figures[f"fetch_{name}_first_p50_ms"] = percentile(first, 50)
+        figures |= {f"fetch_{name}_p{share}_ms": percentile(later, share) for share in (50, 99)}
+    return figures
 
 
 def hit_rate(session: Session, config: Config, runs: int) -> dict[str, float]:

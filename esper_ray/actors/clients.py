@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from esper_ray.actors import kernel_parts
 from esper_ray.actors.line import Address, Line, LineAnswer
 from esper_ray.actors.shared import SharedKernel
 from esper_ray.contracts.keys import KeyRing
@@ -24,6 +25,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 _OPEN_SECONDS = 60.0
 _PAUSE_SECONDS = 0.2
+_LINE_SECONDS = 2.0
 
 
 class ByName:
@@ -94,17 +96,73 @@ class NoAnswer(Generic[T]):
         raise self._fault
 
 
+class OwnLine:
+    """An actor's line, looked for without waiting and again after it broke. For one thread.
+
+    Args:
+        actor: answers `line` with its address.
+        whose: its name, for the log.
+    """
+
+    def __init__(self, actor: ByName, whose: str) -> None:
+        self._actor, self._whose = actor, whose
+        self._line: Line | None = None
+        self._sought: Any = None
+
+    def call(self, parts: Sequence[bytes]) -> OnLine | None:
+        """Send a request; None where there is no line now."""
+        if self._line is None:
+            self.seek(0.0)
+        if self._line is not None:
+            try:
+                return OnLine(self, self._line.call(parts))
+            except OSError:
+                self.hang_up()
+        return None
+
+    def hang_up(self) -> None:
+        """The line is broken: the next calls go through Ray until there is a new one."""
+        if self._line is not None:
+            self._line.close()
+        self._line = None
+
+    def seek(self, timeout: float) -> None:
+        """Ask for the line's address and take the line up, if the answer is there within ``timeout`` seconds."""
+        try:
+            if self._sought is None:
+                self._sought = self._actor.call("line")
+            address: Address | None = self._actor.result(self._sought, timeout)
+            if address is not None:
+                self._sought, self._line = None, Line(address)
+        except (OSError, EsperError) as fault:
+            self._sought = None
+            log.info("%s is called through Ray: %s", self._whose, fault)
+
+
+class OnLine:
+    """An answer that comes over the line."""
+
+    def __init__(self, line: OwnLine, answer: LineAnswer) -> None:
+        self._line, self._answer = line, answer
+
+    def wait(self, timeout: float | None) -> list[bytes] | None:
+        try:
+            return self._answer.wait(timeout)
+        except EnvironmentFault:
+            self._line.hang_up()
+            raise
+
+
 class RemoteDecider:
     """Tamiyo in her own process: over her line where that can be reached, else through Ray."""
 
     def __init__(self, namespace: str) -> None:
         self._tamiyo = ByName("tamiyo", namespace)
-        self._line: Line | None = None
-        self._sought: Any = None
+        self._line = OwnLine(self._tamiyo, "Tamiyo")
 
     def open_run(self, opening: RunOpening) -> None:
         until_done(lambda: RayAnswer[bool](self._tamiyo, "open_run", opening).wait(_OPEN_SECONDS))
-        self._seek_line(_OPEN_SECONDS)
+        self._line.seek(_OPEN_SECONDS)
 
     def reopen(self, opening: RunOpening) -> Answer[bool]:
         try:
@@ -113,13 +171,9 @@ class RemoteDecider:
             return NoAnswer(fault)
 
     def decide(self, run: str, state: Sequence[bytes]) -> Answer[list[bytes]]:
-        if self._line is None:
-            self._seek_line(0.0)
-        if self._line is not None:
-            try:
-                return _OnLine(self, self._line.call([run.encode(), *state]))
-            except OSError:
-                self.hang_up()
+        on_line = self._line.call([run.encode(), *state])
+        if on_line is not None:
+            return on_line
         try:
             return RayAnswer(self._tamiyo, "decide", run, list(state))
         except EnvironmentFault as fault:
@@ -128,41 +182,10 @@ class RemoteDecider:
     def close_run(self, run: str) -> None:
         until_done(lambda: RayAnswer[bool](self._tamiyo, "close_run", run).wait(_OPEN_SECONDS))
 
-    def hang_up(self) -> None:
-        """The line is broken: the next calls go through Ray until there is a new one."""
-        if self._line is not None:
-            self._line.close()
-        self._line = None
-
-    def _seek_line(self, timeout: float) -> None:
-        """Ask for the line's address and take the line up, if the answer is there within ``timeout`` seconds."""
-        try:
-            if self._sought is None:
-                self._sought = self._tamiyo.call("line")
-            address: Address | None = self._tamiyo.result(self._sought, timeout)
-            if address is not None:
-                self._sought, self._line = None, Line(address)
-        except (OSError, EsperError) as fault:
-            self._sought = None
-            log.info("Tamiyo is called through Ray: %s", fault)
-
-
-class _OnLine:
-    """An answer that comes over the line."""
-
-    def __init__(self, decider: RemoteDecider, answer: LineAnswer) -> None:
-        self._decider, self._answer = decider, answer
-
-    def wait(self, timeout: float | None) -> list[bytes] | None:
-        try:
-            return self._answer.wait(timeout)
-        except EnvironmentFault:
-            self._decider.hang_up()
-            raise
-
 
 class RemoteKernels:
-    """Urza in its own process. A kernel that the forge has not made yet is waited for, not an error.
+    """Urza in its own process: a kernel that is there comes over his line where that can be reached, else through Ray.
+    One that the forge has not made yet is waited for, not an error.
 
     Args:
         keys: whose seal a kernel must have. One without a seal, or with that of a key that is gone, is waited for too:
@@ -171,16 +194,23 @@ class RemoteKernels:
 
     def __init__(self, namespace: str, keys: KeyRing) -> None:
         self._urza, self._keys = ByName("urza", namespace), keys
+        self._line = OwnLine(self._urza, "Urza")
 
     def fetch(self, spec: KernelSpec) -> KernelAnswer:
-        return KernelAnswer(self._urza, spec, self._keys)
+        on_line = self._line.call(kernel_parts.asked(spec))
+        return KernelAnswer(self._urza, spec, self._keys, on_line)
 
 
 class KernelAnswer:
-    """Asks until the kernel is there; one call is out at a time."""
+    """Asks until the kernel is there; one call is out at a time.
 
-    def __init__(self, urza: ByName, spec: KernelSpec, keys: KeyRing) -> None:
-        self._urza, self._spec, self._keys = urza, spec, keys
+    Args:
+        on_line: what may come over the line. It says nothing but a kernel; why there is none is asked through Ray.
+    """
+
+    def __init__(self, urza: ByName, spec: KernelSpec, keys: KeyRing, on_line: OnLine | None = None) -> None:
+        self._urza, self._spec, self._keys, self._on_line = urza, spec, keys, on_line
+        self._line_until = time.monotonic() + _LINE_SECONDS
         self._reference: Any = None
         self._next = 0.0
 
@@ -199,14 +229,22 @@ class KernelAnswer:
 
     def _try(self, timeout: float) -> Kernel | None:
         try:
+            parts = self._from_line(timeout)
+            if parts is None:
+                return None
+            if parts:
+                kernel = kernel_parts.given(self._spec, parts)
+                seal.check(kernel, self._keys)
+                return kernel
             if self._reference is None:
                 if time.monotonic() < self._next:
                     return None
                 self._reference = self._urza.call("fetch", self._spec)
             found: Kernel | SharedKernel | None = self._urza.result(self._reference, timeout)
+            if found is None:
+                return None
             kernel = found.open(_OPEN_SECONDS) if isinstance(found, SharedKernel) else found
-            if kernel is not None:
-                seal.check(kernel, self._keys)
+            seal.check(kernel, self._keys)
         except AuthenticityError as fault:
             if fault.reason == "invalid_signature":
                 raise
@@ -216,6 +254,19 @@ class KernelAnswer:
             self._reference, self._next = None, time.monotonic() + _PAUSE_SECONDS
             return None
         return kernel
+
+    def _from_line(self, timeout: float) -> list[bytes] | None:
+        """The kernel's parts; none of them where Ray has to be asked; None as long as it may still come."""
+        if self._on_line is None:
+            return []
+        try:
+            parts = self._on_line.wait(timeout)
+        except EsperError:
+            parts = []
+        if parts is None and time.monotonic() < self._line_until:
+            return None
+        self._on_line = None
+        return parts or []
 
 
 def until_done(call: Callable[[], T | None]) -> T:

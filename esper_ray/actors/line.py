@@ -1,9 +1,10 @@
 """A direct line between two processes of one node: a Unix socket that an actor answers on, beside its Ray methods.
 
 A call through Ray takes 2 to 4 ms on a machine with two busy processors; the same bytes over a socket take 0.2. The
-answer at a boundary has 12 ms in all, so Tamiyo gets a line. Who cannot reach it, from another node or another
-network namespace say, calls her through Ray as everybody else. The socket's name is abstract (Linux), so that nothing
-is left behind; who connects must know the key, which only a Ray call tells.
+answer at a boundary has 12 ms in all, so Tamiyo has a line; Urza has one for the kernels that seeds wait for. Who
+cannot reach it, from another node or another network namespace say, calls them through Ray as everybody else. The
+socket's name is abstract (Linux), so that nothing is left behind; who connects must know the key, which only a Ray
+call tells.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from esper_ray.errors import EnvironmentFault, EsperError
 log = logging.getLogger(__name__)
 Serve = Callable[[list[bytes]], Sequence[bytes]]
 _GIVEN, _FAULT = b"given", b"fault"
+_MOST_UNCALLED_FOR = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class LineServer:
 
 
 class Line:
-    """The caller's end. One call is out at a time; the answer to an earlier one that came late is thrown away.
+    """The caller's end, for one thread. Answers may be waited for in any order; of those that nobody waits for any more
+    the oldest are thrown away.
 
     Raises:
         OSError: nobody answers there, or not with this key.
@@ -99,6 +102,7 @@ class Line:
         except (AuthenticationError, EOFError) as fault:
             raise OSError(str(fault)) from None
         self._numbers = itertools.count(1)
+        self._came: dict[bytes, list[bytes]] = {}
 
     def call(self, parts: Sequence[bytes]) -> LineAnswer:
         """Send a request; returns at once.
@@ -108,17 +112,34 @@ class Line:
         """
         number = str(next(self._numbers)).encode()
         self._connection.send_bytes(pack([number, *parts]))
-        return LineAnswer(self._connection, number)
+        return LineAnswer(self, number)
 
     def close(self) -> None:
         self._connection.close()
+
+    def take(self, number: bytes, timeout: float | None) -> list[bytes] | None:
+        """The answer to that call, its kind first; None when it is not there in time.
+
+        Raises:
+            EOFError, OSError: the line is broken.
+        """
+        give_up = None if timeout is None else time.monotonic() + timeout
+        # An answer to another call must not buy this one more time.
+        while number not in self._came and self._connection.poll(
+            None if give_up is None else max(0.0, give_up - time.monotonic())
+        ):
+            came, *answer = unpack(self._connection.recv_bytes())
+            self._came[came] = answer
+            while len(self._came) > _MOST_UNCALLED_FOR:
+                del self._came[next(iter(self._came))]
+        return self._came.pop(number, None)
 
 
 class LineAnswer:
     """One call that is out."""
 
-    def __init__(self, connection: Connection[Any, Any], number: bytes) -> None:
-        self._connection, self._number = connection, number
+    def __init__(self, line: Line, number: bytes) -> None:
+        self._line, self._number = line, number
 
     def wait(self, timeout: float | None) -> list[bytes] | None:
         """The answer's parts, or None when it is not there in time.
@@ -126,18 +147,16 @@ class LineAnswer:
         Raises:
             EsperError: the other end's, or that the line broke.
         """
-        give_up = None if timeout is None else time.monotonic() + timeout
         try:
-            # A late answer to an earlier call must not buy this one more time.
-            while self._connection.poll(None if give_up is None else max(0.0, give_up - time.monotonic())):
-                number, kind, *parts = unpack(self._connection.recv_bytes())
-                if number == self._number:
-                    if kind == _FAULT:
-                        raise EsperError(parts[0].decode())
-                    return parts
+            answer = self._line.take(self._number, timeout)
         except (EOFError, OSError) as fault:
             raise EnvironmentFault("The line broke.", why=str(fault) or "The other end is gone.") from None
-        return None
+        if answer is None:
+            return None
+        kind, *parts = answer
+        if kind == _FAULT:
+            raise EsperError(parts[0].decode())
+        return parts
 
 
 def pack(parts: Sequence[bytes]) -> bytes:

@@ -2,7 +2,8 @@
 
 Contract: what `put` has returned is on disk; a call that failed may have happened and may be repeated, for the same
 content is stored once. All state is in the home folder, so a restarted actor serves what the one before it stored.
-What turns out to be damaged is withdrawn, and ordered from Tezzeret anew.
+What turns out to be damaged is withdrawn, and ordered from Tezzeret anew. Kernels that are there come over a line
+as well as through Ray (`actors.line`).
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import esper_ray
-from esper_ray.actors import crew
+from esper_ray.actors import crew, kernel_parts
+from esper_ray.actors.line import Address, LineServer
 from esper_ray.actors.resources import take_priority
 from esper_ray.actors.shared import SharedKernel, SharedTier
 from esper_ray.config import build
 from esper_ray.contracts.enums import CircuitBreakerState
 from esper_ray.contracts.ports import Kernel, KernelSpec
-from esper_ray.errors import StoreUnavailable
+from esper_ray.errors import EsperError, StoreUnavailable
 from esper_ray.oona.bus import connect_publisher
 from esper_ray.urza.catalog import Row, Withdrawal
 from esper_ray.urza.checks import Finding, Verification
@@ -44,6 +46,7 @@ class UrzaActor:
             publisher=connect_publisher(config, source="urza"),
             on_loss=self._order,
         )
+        self._line = LineServer("urza", self._serve)
         self._warmed = 0
         threading.Thread(target=self._warm, name="warm", daemon=True).start()
 
@@ -64,6 +67,18 @@ class UrzaActor:
             return shared
         kernel = self._store.get_digest(found)
         return self._shared.put(kernel) or kernel
+
+    def line(self) -> Address | None:
+        """Where kernels are given without Ray in between; None where this machine has no such thing."""
+        return self._line.address
+
+    def _serve(self, parts: Sequence[bytes]) -> Sequence[bytes]:
+        """A kernel that is small enough to send; nothing where `fetch` has to be asked, for its reasons too."""
+        try:
+            kernel = self._store.get(kernel_parts.spec_in(parts))
+        except EsperError:
+            return []
+        return kernel_parts.answered(kernel) if len(kernel.weights) <= kernel_parts.MOST_BYTES else []
 
     def get_digest(self, digest: str) -> Kernel:
         """See `Store.get_digest`."""

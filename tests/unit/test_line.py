@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esper_ray.actors import line as line_module
 from esper_ray.actors.line import Address, Line, LineAnswer, LineServer, pack, unpack
 from esper_ray.errors import EnvironmentFault, EsperError, RunError
 
@@ -61,6 +62,16 @@ def test_an_answer_that_comes_late_is_thrown_away():
     assert line.call([b"quick"]).wait(10.0) == [b"quick"]
 
 
+def test_answers_may_be_waited_for_in_any_order_and_the_oldest_that_nobody_wants_are_forgotten(monkeypatch):
+    monkeypatch.setattr(line_module, "_MOST_UNCALLED_FOR", 4)
+    line = line_to(LineServer("test", lambda parts: parts))
+    first, second, third = (line.call([name]) for name in (b"1", b"2", b"3"))
+    assert [each.wait(10.0) for each in (third, first, second)] == [[b"3"], [b"1"], [b"2"]]
+    forgotten, *others = (line.call([b"%d" % number]) for number in range(5))
+    assert [each.wait(10.0) for each in reversed(others)] == [[b"4"], [b"3"], [b"2"], [b"1"]]
+    assert forgotten.wait(0.01) is None
+
+
 def test_who_does_not_know_the_key_or_is_on_another_machine_is_not_let_in():
     server = LineServer("test", lambda parts: parts)
     assert server.address is not None
@@ -98,5 +109,5 @@ def test_a_request_that_cannot_be_read_ends_its_own_connection_only():
     broken, good = line_to(server), line_to(server)
     broken._connection.send_bytes(b"\xff\xff\xff\xff")
     with pytest.raises(EnvironmentFault):
-        LineAnswer(broken._connection, b"1").wait(10.0)
+        LineAnswer(broken, b"1").wait(10.0)
     assert good.call([b"x"]).wait(10.0) == [b"x"]
