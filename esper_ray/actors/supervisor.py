@@ -19,9 +19,13 @@ from esper_ray.actors import crew
 from esper_ray.actors.driver import Driver, as_record
 from esper_ray.actors.resources import ACTORS, table, take_priority
 from esper_ray.config import build
+from esper_ray.contracts.messages import MetricPoint
 from esper_ray.contracts.schema import speak
+from esper_ray.contracts.telemetry import publish_telemetry
 from esper_ray.errors import EsperError
 from esper_ray.oona.address import resolve_redis
+from esper_ray.oona.bus import connect_publisher
+from esper_ray.oona.publisher import BusPublisher
 from esper_ray.oona.server import ManagedRedis
 from esper_ray.reliability.clock import SYSTEM_CLOCK
 from esper_ray.reliability.ids import new_run_id
@@ -51,6 +55,7 @@ class SupervisorActor:
         self._seen: dict[str, dict[str, Any]] = {}
         self._away: dict[str, str] = {}
         self._restarts, self._tick_ms, self._fault = Restarts(), 0.0, ""
+        self._publisher: BusPublisher | None = None
         self._queue = RunQueue(Journal(self._config.home / "journals" / "supervisor.db"))
         self._driver = Driver(self._queue, self._config)
         self._redis_choice = resolve_redis(self._config)
@@ -153,6 +158,8 @@ class SupervisorActor:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(_PING_SECONDS + _TICK_SECONDS)
+        if self._publisher is not None:
+            self._publisher.close()
         if self._redis is not None:
             self._redis.stop()
         return stopped
@@ -202,6 +209,12 @@ class SupervisorActor:
         self._seen[name] = answer
         if self._restarts.seen(name, int(answer["pid"])):
             _log.warning("%s was restarted and answers from process %s", name, answer["pid"])
+            self._tell_restart(name)
+
+    def _tell_restart(self, name: str) -> None:
+        if self._publisher is None:
+            self._publisher = connect_publisher(self._config, source="supervisor")
+        publish_telemetry(self._publisher, "supervisor", "", 0, [MetricPoint("ar", 1.0, {"actor": name})])
 
     def _reachable(self, name: str) -> Any:
         return None if name in self._away else self._handles.get(name)

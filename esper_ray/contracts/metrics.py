@@ -142,6 +142,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("ox", "esper_bus_dropped_total", "counter", "1", "messages lost at their sender", "oona", ("reason",)),
     Metric("os", "esper_bus_shed_total", "counter", "1", "messages left out under load", "oona", ("reason",)),
     Metric("ob", "esper_breaker_state", "gauge", "1", "1 closed, 2 open, 3 trying again", "oona", ("breaker",)),
+    # The supervisor
+    Metric(
+        "ar", "esper_actor_restarts_total", "counter", "1", "actors that died and came back", "supervisor", ("actor",)
+    ),
     # Leyline: the contracts
     Metric("rf", "esper_refused_total", "counter", "1", "messages refused on arrival", "contracts", ("reason",)),
     # Nissa: observability itself

@@ -111,21 +111,19 @@ class LastWas:
 
 @dataclass(frozen=True, slots=True)
 class Above:
-    """The last value of a gauge is over a limit."""
+    """The last value of a gauge is over a limit. One that is told when it changes may never be told again by a process
+    that is gone: ``seconds`` after it was told it counts no longer, in Prometheus as long as it is served.
+    """
 
     limit: float
+    seconds: float = float("inf")
 
     def counted(self, point: MetricPoint) -> float:
         return point.value
 
     def holds(self, history: deque[tuple[int, float]], now_ns: int) -> tuple[bool, float]:
-        del now_ns
-        last = history[-1][1] if history else 0.0
-        return last > self.limit, last
-
-    def horizon_ns(self, now_ns: int) -> int:
-        del now_ns
-        return 0
+        at_ns, last = history[-1] if history else (now_ns, 0.0)
+        return last > self.limit and now_ns - at_ns <= self.seconds * 1e9, last
 
     def expression(self, metric: str) -> str:
         return f"{metric} > {self.limit:g}"
@@ -200,7 +198,8 @@ Condition = Consecutive | CountWithin | LastWas | Above | Lasting | ShareBelow
 class AlertRule:
     """One row: the metric watched, when it is too much, and what to do then.
 
-    It is watched run by run, unless what it says is not about one run.
+    It is watched run by run, unless what it says is not about one run: then as a whole, or apart for each value of the
+    label ``by``.
     """
 
     name: str
@@ -211,6 +210,7 @@ class AlertRule:
     action: str
     receivers: tuple[str, ...]
     per_run: bool = True
+    by: str = ""
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -298,6 +298,42 @@ def alert_rules(settings: NissaConfig) -> tuple[AlertRule, ...]:
             per_run=False,
         ),
         AlertRule(
+            "oona_queue_depth",
+            "od",
+            Lasting(4000.0, 120.0),
+            "warning",
+            "Messages have waited in a stream of the bus for two minutes, more than its readers take.",
+            "See in `esper bus` which group is behind, and in `esper status` whether its actor is up. Telemetry of low "
+            "priority is left out meanwhile; what must not be lost waits.",
+            ("slack",),
+            per_run=False,
+            by="stream",
+        ),
+        AlertRule(
+            "breaker_open",
+            "ob",
+            Above(1.0, 3600.0),
+            "warning",
+            "A breaker is open after failures in a row: what it guards is left alone for a time.",
+            "Its name says what it guards. It tries again by itself; see in the log of the actor that it belongs to "
+            "what fails.",
+            ("slack",),
+            per_run=False,
+            by="breaker",
+        ),
+        AlertRule(
+            "actor_restarted",
+            "ar",
+            CountWithin(1.0, 300.0),
+            "warning",
+            "An actor of the system died and was started again.",
+            "Work goes on: nothing that was acknowledged is lost. See its last lines in the Ray dashboard; if it comes "
+            "again, look for memory that ran out (`dmesg`).",
+            ("slack",),
+            per_run=False,
+            by="actor",
+        ),
+        AlertRule(
             "simic_validation_failed",
             "pv",
             LastWas("verdict", "failed", 86_400.0),
@@ -335,6 +371,7 @@ class Alert:
 class _Series:
     rule: AlertRule
     run: str
+    about: str
     history: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=2048))
     alert: Alert | None = None
 
@@ -354,8 +391,8 @@ class Alerts:
         rule = self._by_metric.get(point.key)
         if rule is None:
             return None
-        scope = run if rule.per_run else ""
-        series = self._series.setdefault(f"{rule.name}:{scope}", _Series(rule, scope))
+        scope, about = run if rule.per_run else "", point.labels.get(rule.by, "")
+        series = self._series.setdefault(f"{rule.name}:{about or scope}", _Series(rule, scope, about))
         series.history.append((at_ns, rule.condition.counted(point)))
         return self._evaluate(series, at_ns)
 
@@ -402,7 +439,7 @@ class Alerts:
 def _fired(series: _Series, value: float, at_ns: int) -> Alert:
     rule, unit = series.rule, BY_KEY[series.rule.metric].unit
     return Alert(
-        id=f"{rule.name}:{series.run}",
+        id=f"{rule.name}:{series.about or series.run}",
         name=rule.name,
         run=series.run,
         severity=rule.severity,
@@ -410,7 +447,7 @@ def _fired(series: _Series, value: float, at_ns: int) -> Alert:
         since_ns=at_ns,
         value=value,
         unit=unit,
-        condition=rule.condition.text(unit),
+        condition=" ".join(filter(None, (series.about, rule.condition.text(unit)))),
         description=rule.description,
         action=rule.action,
         runbook=rule.runbook,

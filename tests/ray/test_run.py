@@ -102,6 +102,11 @@ def test_an_actor_that_ray_gave_up_is_created_anew_and_counted(system: Session) 
         lambda: (found := system.status()["actors"]["karn"])["restarts"] >= 1 and found, what="the restart is counted"
     )
     assert karn["state"] == "up"
+    alert = until(
+        lambda: next((each for each in system.ask("nissa", "alerts") if each["id"] == "actor_restarted:karn"), None),
+        what="the alert of it fires",
+    )
+    assert alert["condition"].startswith("karn ")
 
 
 def test_a_run_goes_on_from_its_checkpoint_when_its_own_process_is_killed(system: Session) -> None:

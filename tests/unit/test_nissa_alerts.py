@@ -115,6 +115,32 @@ def test_a_mode_that_lasts_fires_after_its_time_and_a_break_begins_it_anew() -> 
     assert not cleared.firing
 
 
+def test_each_stream_has_an_alert_of_its_own_and_says_which_it_is() -> None:
+    alerts, long, short = Alerts(RULES), {"stream": "telemetry"}, {"stream": "decisions"}
+    for at in (0, 60, 119):
+        alerts.observe(MetricPoint("od", 5000.0, long), run="", at_ns=at * SECOND)
+        alerts.observe(MetricPoint("od", 3.0, short), run="", at_ns=at * SECOND)
+    fired = alerts.observe(MetricPoint("od", 4500.0, long), run="", at_ns=120 * SECOND)
+    assert fired is not None
+    assert (fired.id, fired.value, fired.run) == ("oona_queue_depth:telemetry", 4500.0, "")
+    assert fired.condition == "telemetry over 4000 for 2 min"
+    assert alerts.observe(MetricPoint("od", 3.0, short), run="", at_ns=121 * SECOND) is None
+    cleared = alerts.observe(MetricPoint("od", 900.0, long), run="", at_ns=122 * SECOND)
+    assert cleared is not None
+    assert not cleared.firing
+
+
+def test_a_breaker_that_nobody_tells_of_any_more_does_not_stay_open_for_ever() -> None:
+    alerts = Alerts(RULES)
+    fired = alerts.observe(MetricPoint("ob", 2.0, {"breaker": "publish.karn"}), run="", at_ns=SECOND)
+    assert fired is not None
+    assert fired.condition.startswith("publish.karn ")
+    assert alerts.observe(MetricPoint("ob", 1.0, {"breaker": "publish.urza"}), run="", at_ns=2 * SECOND) is None
+    assert alerts.tick(3600 * SECOND) == []
+    (cleared,) = alerts.tick(3602 * SECOND)
+    assert not cleared.firing
+
+
 def test_a_store_that_lacks_what_it_is_asked_for_causes_its_alert_and_hits_clear_it(tmp_path: Path) -> None:
     alerts, clock, changes = Alerts(RULES), ManualClock(), list[Alert | None]()
 
