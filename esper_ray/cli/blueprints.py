@@ -14,7 +14,7 @@ from esper_ray import config as configuration
 from esper_ray.contracts.enums import BlueprintTier
 from esper_ray.contracts.ports import SlotKind, SlotSignature
 from esper_ray.errors import BlueprintError
-from esper_ray.karn.catalog import CATALOG, Blueprint
+from esper_ray.karn.catalog import CATALOG, TASK_KINDS, Blueprint
 
 app = typer.Typer(help="Blocks that can grow: list, show, check your own.", no_args_is_help=True)
 console = Console(highlight=False, soft_wrap=True)
@@ -25,15 +25,26 @@ Slot = Annotated[str, typer.Option("--slot", help="A slot's shape, such as 32x12
 
 
 @app.command("list")
-def list_blueprints(slot: Slot = "", settings: Settings = None) -> None:
+def list_blueprints(
+    slot: Slot = "",
+    task: Annotated[str, typer.Option("--task", help="Only what fits that task's slots.", metavar="TASK")] = "",
+    settings: Settings = None,
+) -> None:
     """List all blueprints; with a slot, what fits it, what it costs there, and why the others do not grow in it."""
     seeds = configuration.load(None, settings or ()).seeds
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
+    if task and task not in TASK_KINDS and ":" not in task:
+        raise BlueprintError(
+            f"There is no task {task!r}.", remedy=f"Choose one of {', '.join(TASK_KINDS)}, or MODULE:FUNCTION of yours."
+        )
     if not slot:
+        left_out = CATALOG.of_task(task, approved=seeds.approved).left_out if task else {}
         for column in ("", "name", "tier", "what it is"):
             table.add_column(column, no_wrap=column != "what it is", min_width=5)
-        for each in CATALOG:
-            table.add_row(each.id, each.name, each.tier.name.lower(), f"{each.description} For {_slots(each)}.")
+        for each in sorted(CATALOG, key=lambda each: each.id in left_out):
+            why, gone = left_out.get(each.id), each.id in left_out
+            said = f"Not here: {why}." if why else f"{each.description} For {_slots(each)}."
+            table.add_row(each.id, each.name, each.tier.name.lower(), said, style="dim" if gone else "")
         console.print(table)
         return
     signature = parse_slot(slot)

@@ -107,6 +107,11 @@ def test_numbers_and_modules_that_do_not_do_are_refused_by_name(tmp_path) -> Non
 def test_the_commands_list_and_show() -> None:
     runner = CliRunner()
     assert "BP050" in runner.invoke(app, ["list"]).output
+    for_sequences = runner.invoke(app, ["list", "--task", "transformer-lite"]).output
+    assert "made for conv slots" in " ".join(for_sequences.split())
+    assert for_sequences.index("BP034") < for_sequences.index("BP009")
+    refused = runner.invoke(app, ["list", "--task", "transformer-like"])
+    assert isinstance(refused.exception, BlueprintError)
     listed = runner.invoke(app, ["list", "--slot", "64x32"]).output
     assert "BP035" in listed
     shown = runner.invoke(app, ["show", "BP009", "--slot", "32x12x12"]).output
