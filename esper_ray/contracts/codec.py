@@ -188,47 +188,43 @@ def decode_report(data: bytes) -> FieldReport:
 
 
 def encode_telemetry(packet: TelemetryPacket) -> bytes:
-    return within_limit(
-        pb.TelemetryPacket(
-            version=VERSION,
-            packet_id=packet.packet_id,
-            timestamp_ns=packet.timestamp_ns,
-            source=packet.source,
-            level=int(packet.level),  # type: ignore[arg-type]
-            metrics=[
-                pb.MetricPoint(key=point.key, value=finite_value(point.key, point.value), labels=point.labels or None)
-                for point in packet.metrics
-            ],
-            events=[
-                pb.TelemetryEvent(
-                    kind=event.kind,
-                    level=int(event.level),  # type: ignore[arg-type]
-                    message=event.message,
-                    attributes=event.attributes or None,
-                )
-                for event in packet.events
-            ],
-            run=packet.run,
-            epoch=packet.epoch,
-            spans=[
-                pb.TraceSpan(
-                    trace_id=span.trace_id,
-                    span_id=span.span_id,
-                    parent_id=span.parent_id,
-                    name=span.name,
-                    start_ns=span.start_ns,
-                    duration_ns=span.duration_ns,
-                )
-                for span in packet.spans
-            ],
-            health=None
-            if packet.health is None
-            else pb.SystemHealth(
-                status=int(packet.health.status),  # type: ignore[arg-type]
-                summary=packet.health.summary,
-            ),
-        )
+    wire = pb.TelemetryPacket(
+        version=VERSION,
+        packet_id=packet.packet_id,
+        timestamp_ns=packet.timestamp_ns,
+        source=packet.source,
+        level=int(packet.level),  # type: ignore[arg-type]
+        run=packet.run,
+        epoch=packet.epoch,
     )
+    # Parts are made in their place: lists of messages that the constructor copies take twice the time of it all.
+    add = wire.metrics.add
+    for key, value, labels in packet.metrics:
+        point = add()
+        point.key, point.value = key, value if math.isfinite(value) else finite_value(key, value)
+        if labels:
+            point.labels.update(labels)
+    for event in packet.events:
+        wire.events.add(
+            kind=event.kind,
+            level=int(event.level),  # type: ignore[arg-type]
+            message=event.message,
+            attributes=event.attributes or None,
+        )
+    for span in packet.spans:
+        wire.spans.add(
+            trace_id=span.trace_id,
+            span_id=span.span_id,
+            parent_id=span.parent_id,
+            name=span.name,
+            start_ns=span.start_ns,
+            duration_ns=span.duration_ns,
+        )
+    if packet.health is not None:
+        wire.health.status = int(packet.health.status)  # type: ignore[assignment]
+        wire.health.summary = packet.health.summary
+        wire.health.SetInParent()
+    return within_limit(wire)
 
 
 def decode_telemetry(data: bytes) -> TelemetryPacket:
