@@ -207,7 +207,7 @@ def encode_telemetry(packet: TelemetryPacket) -> bytes:
     for event in packet.events:
         wire.events.add(
             kind=event.kind,
-            level=int(event.level),  # type: ignore[arg-type]
+            level=int(event.level),
             message=event.message,
             attributes=event.attributes or None,
         )
