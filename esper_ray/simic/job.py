@@ -83,12 +83,16 @@ def train(
 
     ray job submit --working-dir . -- python -m esper_ray.simic.job train --algo ppo --workers 2
     """
+    from esper_ray.simic.learner import Learner
     from esper_ray.simic.schooling import School
 
     _refuse_device(device)
     loaded = configuration.load(config, settings or ())
     plan = _plan_again(loaded, resume) if resume else _plan(loaded, algo, env, steps, workers, seed, name, start_from)
-    plan.env.interface()
+    interface = plan.env.interface()
+    if plan.initial is not None and not resume:
+        # A policy that does not fit is refused while nothing has been written yet.
+        Learner(plan, interface)
     with _crew(loaded, plan) as crew, _nissa(loaded) as publisher, _Stop() as stop, _View(plan) as view:
         school = School(loaded, plan, publisher=publisher, on_progress=view.update, on_note=console.print)
         school.begin(resume=bool(resume))

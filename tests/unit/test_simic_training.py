@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from esper_ray.config import SimicConfig
 from esper_ray.errors import CheckpointError, ConfigError, EnvironmentFault, RunError
 from esper_ray.simic import checkpoints
 from esper_ray.simic.environments import EnvChoice
+from esper_ray.simic.job import app
 from esper_ray.simic.learner import Learner
 from esper_ray.simic.localcrew import LocalCrew
 from esper_ray.simic.plan import settings_for
@@ -245,6 +247,15 @@ def test_a_training_can_start_from_the_policy_of_another(tmp_path: Path) -> None
     first = train(plan(folder=tmp_path))
     learner = Learner(plan(initial=tmp_path), EnvChoice("CartPole-v1").interface())
     assert all(np.array_equal(first.weights.arrays[name], array) for name, array in learner.weights().arrays.items())
+
+
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    train(plan(folder=tmp_path / "school" / "first"))
+    order = ["train", "--env", "Acrobot-v1", "--from", "first", "--steps", "10", "--set", f"home={tmp_path}"]
+    refused = CliRunner().invoke(app, order)
+    assert isinstance(refused.exception, CheckpointError)
+    assert "belongs to CartPole-v1" in str(refused.exception)
+    assert [folder.name for folder in (tmp_path / "school").iterdir()] == ["first"]
 
 
 # Settings
