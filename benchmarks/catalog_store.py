@@ -156,7 +156,8 @@ def fill(folder: Path, count: int) -> None:
     """So many small artifacts, quickly: nothing is synced."""
     store = Store(folder, cache_bytes=0)
     store._catalog._db.execute("PRAGMA synchronous=OFF")
-    synced, os.fsync = os.fsync, lambda _: None
+    synced: Any = os.fsync
+    setattr(os, "fsync", lambda _: None)  # noqa: B010
     try:
         for number in range(count):
             store.put(spec(number), weights(number, 500), _METADATA)

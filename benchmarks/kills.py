@@ -196,13 +196,14 @@ class Laboratory:
         outcomes = []
         with selectors.DefaultSelector() as selector:
             for read, _ in pipes:
-                selector.register(os.fdopen(read), selectors.EVENT_READ)
+                file = os.fdopen(read)
+                selector.register(file, selectors.EVENT_READ, file)
             while selector.get_map():
                 for key, _ in selector.select():
-                    line = key.fileobj.readline()
+                    line = key.data.readline()
                     if not line:
                         selector.unregister(key.fileobj)
-                        key.fileobj.close()
+                        key.data.close()
                         continue
                     row = json.loads(line)
                     outcomes.append(Outcome(Case(**row["case"]), row["killed"], tuple(row["differs"])))
@@ -240,7 +241,7 @@ class Laboratory:
         config = configuration.load(None, [f"home={home}", *SETTINGS])
         kernels = Stored(Store(self._folder / "kernels"), inprocess.LocalKernels() if first else None)
         if not (first or exports):
-            trainer.export_model = _weights_only
+            setattr(trainer, "export_model", _weights_only)  # noqa: B010  it is no export of that module
         around = inprocess.surroundings(config, kernels=kernels, publisher=Mailbox(home / "mail"))
         assert isinstance(around.decider, inprocess.LocalDecider)
         resumes = (config.runs / RUN).exists()

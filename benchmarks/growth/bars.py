@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from benchmarks.growth import figures
 from benchmarks.growth.figures import ByArm
 from benchmarks.growth.tasks import TASKS
+from esper_ray.reliability.intervals import Interval
 
 GAIN_POINTS = 5.0
 """Bar (a): points of accuracy over the host alone, on glyphs."""
@@ -115,11 +116,11 @@ def table(results: Results) -> dict[str, dict[str, Verdict]]:
     return {bar: {name: judge(name, results[name]) for name in names} for bar, (_, judge, _) in BARS.items()}
 
 
-def _positive(found: figures.Interval | None) -> Verdict:
+def _positive(found: Interval | None) -> Verdict:
     if found is None or found.count < ENOUGH:
         return Verdict(None, "not run")
     return Verdict(found.low > 0.0, _signed(found))
 
 
-def _signed(found: figures.Interval) -> str:
+def _signed(found: Interval) -> str:
     return f"{found.mean:+.3g} ({found.low:+.3g} to {found.high:+.3g}, {found.count} runs)"

@@ -9,6 +9,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 from benchmarks.growth import figures
 from benchmarks.growth.figures import ByArm
@@ -43,7 +44,7 @@ def frontiers(results: Mapping[str, ByArm], file: Path) -> None:
     plt.close(figure)
 
 
-def _panel(axis: plt.Axes, name: str, by_arm: ByArm) -> None:
+def _panel(axis: Axes, name: str, by_arm: ByArm) -> None:
     task = TASKS[name]
     sign = 1.0 if task.metric == "points" else -1.0
     for family, colour in COLOURS.items():

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from benchmarks import common
 from benchmarks.growth import arms, bars, figures, plots
-from benchmarks.growth.figures import ByArm, Interval
+from benchmarks.growth.figures import ByArm
 from benchmarks.growth.store import Store
 from benchmarks.growth.tasks import TASKS, TUNING, StudyTask
+from esper_ray.reliability.intervals import Interval
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = (
