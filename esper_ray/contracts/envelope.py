@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from esper_ray.contracts import leyline_pb2 as pb
 from esper_ray.contracts.budgets import ENVELOPE_BYTES
@@ -56,25 +57,37 @@ def seal(
     nonce: bytes,
 ) -> bytes:
     """Canonical bytes with the signature that ``sign`` gives for those without it; from the parts, for speed."""
-    wire = pb.EventEnvelope(
+    wire = pb.EventEnvelope()
+    wire.CopyFrom(_usual(type, source, payload_type, priority, ttl_ms, key_id, schema_tag()))
+    wire.event_id, wire.created_at_ns, wire.payload, wire.nonce = event_id, created_at_ns, payload, nonce
+    # The signature's place is before the schema, the last field: put in there, the bytes need not be made again.
+    unsigned = _canonical(wire, signature_bytes=_SIGNATURE_BYTES)
+    place = len(unsigned) - _SCHEMA_BYTES
+    return b"".join((unsigned[:place], _SIGNATURE_HEAD, sign(unsigned), unsigned[place:]))
+
+
+@lru_cache(maxsize=64)
+def _usual(
+    type: BusMessageType,
+    source: str,
+    payload_type: str,
+    priority: MessagePriority,
+    ttl_ms: int,
+    key_id: str,
+    schema: int,
+) -> pb.EventEnvelope:
+    """What the envelopes of one sender and kind have in common: a copy is made in half the time of the whole."""
+    return pb.EventEnvelope(
         version=VERSION,
-        event_id=event_id,
         type=type,  # type: ignore[arg-type]
         source=source,
-        created_at_ns=created_at_ns,
-        payload=payload,
         payload_type=payload_type,
         priority=priority,  # type: ignore[arg-type]
         ttl_ms=ttl_ms,
         delivery=DeliveryGuarantee.AT_LEAST_ONCE,  # type: ignore[arg-type]
         key_id=key_id,
-        nonce=nonce,
-        schema=schema_tag(),
+        schema=schema,
     )
-    # The signature's place is before the schema, the last field: put in there, the bytes need not be made again.
-    unsigned = _canonical(wire, signature_bytes=_SIGNATURE_BYTES)
-    place = len(unsigned) - _SCHEMA_BYTES
-    return b"".join((unsigned[:place], _SIGNATURE_HEAD, sign(unsigned), unsigned[place:]))
 
 
 def _canonical(wire: pb.EventEnvelope, *, signature_bytes: int = 0) -> bytes:
