@@ -39,6 +39,7 @@ class Shift:
         self._lock = threading.Lock()
         self._stopped, self._ordered = threading.Event(), threading.Event()
         self._asked = False
+        self._taken: frozenset[int] = frozenset()
         self._progress = Progress()
         self._thread: threading.Thread | None = None
         with self._lock:
@@ -54,7 +55,9 @@ class Shift:
         for text in signatures:
             wanted_of(text)
         with self._lock:
-            if list(signatures) not in [wanted for _, wanted in self._forge.ledger.orders()]:
+            # One that is being worked on does not count: what it made may be lost again by now.
+            waiting = [wanted for number, wanted in self._forge.ledger.orders() if number not in self._taken]
+            if list(signatures) not in waiting:
                 self._forge.ledger.order(signatures)
                 self._progress = Progress("eager")
                 self._ordered.set()
@@ -103,6 +106,7 @@ class Shift:
             self._ordered.clear()
             self._asked = False
             orders = self._forge.ledger.orders()
+            self._taken = frozenset(number for number, _ in orders)
             if not orders:
                 self._thread = None
                 if self._stopped.is_set():
@@ -112,6 +116,7 @@ class Shift:
     def _fail(self, note: str) -> bool:
         """Give up until `start` is called; not where it was meanwhile, for what the store has just lost say."""
         with self._lock:
+            self._taken = frozenset()
             if self._asked:
                 return False
             self._thread = None

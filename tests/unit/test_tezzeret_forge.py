@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from esper_ray.tezzeret import seal, toolchain
 from esper_ray.tezzeret.caution import Caution
 from esper_ray.tezzeret.crew import Crew
 from esper_ray.tezzeret.forge import Forge, Outcome
+from esper_ray.tezzeret.ledger import Ledger
 from esper_ray.tezzeret.shift import Shift
 from esper_ray.urza.store import Store
 
@@ -549,3 +551,38 @@ def test_a_job_whose_parent_is_gone_leaves_at_once() -> None:
 def test_the_forge_loads_without_torch() -> None:
     code = "import sys, esper_ray.tezzeret.shift; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Anvil:
+    """A forge that builds when it is told to."""
+
+    conservative = False
+
+    def __init__(self, folder: Path) -> None:
+        self.ledger, self.built = Ledger(folder / "jobs.db", clock=SYSTEM_CLOCK), 0
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def ordered(self, names: list[str]) -> list[str]:
+        return list(names)
+
+    def build(self, *_: object) -> Outcome:
+        self.begun.set()
+        assert self.go.wait(30.0)
+        self.built += 1
+        return Outcome({})
+
+    def compile(self, *_: object) -> Outcome:
+        return Outcome({})
+
+
+def test_an_order_for_what_is_just_being_made_is_worked_off_after_it(tmp_path: Path) -> None:
+    anvil = Anvil(tmp_path)
+    shift = Shift(anvil)  # type: ignore[arg-type]
+    shift.start(["vector-24"])
+    assert anvil.begun.wait(30.0)
+    for _ in range(3):
+        shift.start(["vector-24"])
+    anvil.go.set()
+    assert shift.wait(30.0)
+    assert anvil.built == 2
+    assert anvil.ledger.orders() == []
