@@ -65,7 +65,7 @@ BARS = (
 REPORT, PACKET, SIGNAL = BusMessageType.FIELD_REPORT, BusMessageType.TELEMETRY, BusMessageType.EMERGENCY_SIGNAL
 _SPAWN = multiprocessing.get_context("spawn")
 _WAIT_SECONDS = 120.0
-# About 8 ms on one thread, as a step of a small host takes: ten messages after each are ten times what Tolaria sends.
+# Some 9 ms on one thread, about a step of a small host; Tolaria sends far less than ten messages after each.
 _PRODUCTS = 16
 _ROUNDS = 5
 

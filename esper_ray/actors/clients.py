@@ -115,16 +115,16 @@ class OwnLine:
             self.seek(0.0)
         if self._line is not None:
             try:
-                return OnLine(self, self._line.call(parts))
+                return OnLine(self, self._line, self._line.call(parts))
             except OSError:
-                self.hang_up()
+                self.hang_up(self._line)
         return None
 
-    def hang_up(self) -> None:
-        """The line is broken: the next calls go through Ray until there is a new one."""
-        if self._line is not None:
-            self._line.close()
-        self._line = None
+    def hang_up(self, line: Line) -> None:
+        """That line is broken: the next calls go through Ray until there is a new one, if there is none yet."""
+        line.close()
+        if self._line is line:
+            self._line = None
 
     def seek(self, timeout: float) -> None:
         """Ask for the line's address and take the line up, if the answer is there within ``timeout`` seconds."""
@@ -142,14 +142,14 @@ class OwnLine:
 class OnLine:
     """An answer that comes over the line."""
 
-    def __init__(self, line: OwnLine, answer: LineAnswer) -> None:
-        self._line, self._answer = line, answer
+    def __init__(self, owner: OwnLine, line: Line, answer: LineAnswer) -> None:
+        self._owner, self._line, self._answer = owner, line, answer
 
     def wait(self, timeout: float | None) -> list[bytes] | None:
         try:
             return self._answer.wait(timeout)
         except EnvironmentFault:
-            self._line.hang_up()
+            self._owner.hang_up(self._line)
             raise
 
 

@@ -28,7 +28,7 @@ from esper_ray.errors import EnvironmentFault, EsperError
 log = logging.getLogger(__name__)
 Serve = Callable[[list[bytes]], Sequence[bytes]]
 _GIVEN, _FAULT = b"given", b"fault"
-_MOST_UNCALLED_FOR = 256
+_MOST_UNCALLED_FOR = 32
 
 
 @dataclass(frozen=True, slots=True)

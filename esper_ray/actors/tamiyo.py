@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +30,6 @@ from esper_ray.oona.streams import POLICY
 from esper_ray.tamiyo.controller import Tamiyo
 
 GROUP = "tamiyo"
-_SWITCH_SECONDS = 0.0005
 log = logging.getLogger(__name__)
 
 
@@ -40,8 +38,6 @@ class TamiyoActor:
 
     def __init__(self, config_tree: dict[str, Any]) -> None:
         take_priority("tamiyo")
-        # A thread that works for the bus must not keep the one that answers waiting for Python's usual 5 ms.
-        sys.setswitchinterval(_SWITCH_SECONDS)
         config = build(config_tree)
         self._lock = threading.Lock()
         self._publisher = connect_publisher(config, source="tamiyo")

@@ -17,19 +17,8 @@ from esper_ray.contracts.enums import BusMessageType
 from esper_ray.contracts.messages import MetricPoint
 from esper_ray.contracts.metrics import BY_KEY, METRICS
 from esper_ray.errors import KernelMissing
-from esper_ray.nissa.alerts import (
-    Above,
-    Alert,
-    AlertRule,
-    Alerts,
-    Consecutive,
-    CountWithin,
-    Lasting,
-    LastWas,
-    ShareBelow,
-    alert_rules,
-    prometheus_rules,
-)
+from esper_ray.nissa.alerts import Alert, AlertRule, Alerts, alert_rules, prometheus_rules
+from esper_ray.nissa.conditions import Above, Consecutive, CountWithin, Lasting, LastWas, ShareBelow
 from esper_ray.nissa.metrics import Metrics
 from esper_ray.reliability.clock import ManualClock
 from esper_ray.urza.store import Store
